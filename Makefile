@@ -1,0 +1,129 @@
+# cxr_stn: everything here runs on a fresh machine that has Python 3.10 or newer, pip and make.
+# `make` alone says what there is.
+
+PYTHON   ?= python3
+VENV     ?= .venv
+INSTALL  ?= yes
+PIP_ARGS ?=
+WORKERS  ?= 2
+RUNS     ?= runs
+
+BIN    := $(abspath $(VENV))/bin
+STAMP  := $(VENV)/.cxr_stn-installed
+STUDY  := $(RUNS)/study
+SOURCE := $(wildcard cxr_stn/*.py)
+
+# With INSTALL=no the environment in VENV is used as it is, and the package from this folder.
+ifeq ($(INSTALL),yes)
+READY := $(STAMP)
+else
+READY :=
+export PYTHONPATH := $(CURDIR)
+endif
+
+# This environment's kernel, before any other of the same name; and notebooks keep their pictures,
+# which a matplotlib backend set from outside would take from them.
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport MPLBACKEND
+export PYTHONUNBUFFERED := 1
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install test test-slow check study notebooks readme export clean
+
+help:
+	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
+	@echo 'make study      install, then the study on made-up films, into $(STUDY)/        (about 12 minutes)'
+	@echo 'make test-slow  the tests that take long: interruptions, several processes       (minutes)'
+	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
+	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
+	@echo 'make export     cxr_stn/*.py from the notebooks, and the notebooks cleaned        (10 seconds)'
+	@echo 'make readme     README.md from nbs/index.ipynb                                    (5 seconds)'
+	@echo 'make notebooks  execute every notebook in place, then export and readme           (minutes)'
+	@echo 'make clean      remove $(STUDY)/ and what tests leave behind                     (at once)'
+	@echo
+	@echo 'PYTHON=python3.12      the Python to make the environment with'
+	@echo 'VENV=folder            another place for the environment'
+	@echo 'INSTALL=no VENV=folder use an environment as it is (conda: VENV=$$CONDA_PREFIX)'
+	@echo 'PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"  a smaller torch, without GPU'
+	@echo 'WORKERS=1              notebooks tested at once'
+	@echo 'CXR_STN_DATA=folder    real films for the tests that want them; they are skipped without'
+
+# --- environment: a stamp is written last, so that an installation that broke off is repeated -----------------
+
+install: $(READY)
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  echo "making a virtual environment in $(VENV)"; \
+	  $(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+	    $(PYTHON) -m venv --without-pip --clear $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }; \
+	fi
+	@echo "installing cxr_stn and what it needs into $(VENV); the first time this takes minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+	@echo "installed"
+
+# --- tests ----------------------------------------------------------------------------------------------------
+
+check: $(READY)
+	@echo "== are modules, notebooks and README.md in step?"
+	@$(BIN)/python tools/notebooks.py check
+
+test: check
+	@echo "== the tests inside the notebooks"
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --pause 0.5 --timing
+	@echo "== the other tests"
+	@$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: $(READY)
+	@$(BIN)/python -m pytest -q -m slow
+
+# --- study: each step is a notebook, executed under another name and renamed when it is whole -------------------
+
+STEPS := train evaluate align
+TRAINED := $(STUDY)/train
+
+train_ARGS    := -f nbs/params/phantom.yaml -p out_dir $(TRAINED)
+evaluate_ARGS := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/evaluate
+align_ARGS    := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/align
+
+$(STUDY)/train.ipynb: nbs/params/phantom.yaml
+$(STUDY)/evaluate.ipynb $(STUDY)/align.ipynb: $(STUDY)/train.ipynb
+
+$(STEPS:%=$(STUDY)/%.ipynb): $(STUDY)/%.ipynb: nbs/%.ipynb $(SOURCE) | $(READY)
+	@mkdir -p $(STUDY)
+	@echo "== $*: nbs/$*.ipynb -> $@"
+	@start=$$SECONDS; part=$(STUDY)/.part-$*.ipynb; \
+	  $(BIN)/papermill nbs/$*.ipynb $$part $($*_ARGS) --log-output --progress-bar \
+	    || { echo "$* failed or was interrupted; how far it came is in $$part. The same command goes on from here." >&2; exit 1; }; \
+	  mv $$part $@; echo "== $*: done in $$((SECONDS - start)) s"
+
+study: $(STEPS:%=$(STUDY)/%.ipynb)
+	@echo
+	@echo "The study on made-up films is complete. Executed notebooks, to read:"
+	@for step in $(STEPS); do echo "  $(STUDY)/$$step.ipynb, and its files in $(STUDY)/$$step/"; done
+
+# --- notebooks ------------------------------------------------------------------------------------------------
+
+export: $(READY)
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+	@echo "cxr_stn/ is exported, nbs/ is clean"
+
+readme: $(READY)
+	@$(BIN)/python tools/notebooks.py readme
+
+notebooks: $(READY)
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/notebooks.py execute
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python tools/notebooks.py readme
+
+clean:
+	rm -rf $(STUDY) build dist _proc _docs .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . \( -name .ipynb_checkpoints -o -name '.part-*' \) -not -path './.venv/*' -prune -exec rm -rf {} +

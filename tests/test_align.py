@@ -1,0 +1,296 @@
+"""Aligning data sets: interruptions of every kind, broken files, changed settings, and align.ipynb as papermill runs it."""
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import nbformat, numpy as np, pandas as pd, pytest, torch
+
+import cxr_stn.aligning as aligning
+from cxr_stn.aligning import ENTRIES, align_films, copy_labels, read_records
+from cxr_stn.films import load_films
+from cxr_stn.images import list_images, read_image, write_png
+from cxr_stn.inference import Aligner
+from cxr_stn.networks import AlignerNetwork, save_network
+from cxr_stn.phantom import Phantom
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = os.environ.get("CXR_STN_DATA")
+N = 24  # films of the folder that can be read
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+def save_aligner(path, seed=0):
+    torch.manual_seed(seed)
+    net = AlignerNetwork(weights="none", input_size=32, output_height=30, output_width=24)
+    torch.nn.init.normal_(net.localiser.answer.weight, std=.01)
+    save_network(path, net)
+    return path
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "An aligner, a folder of films with broken ones among them, and what comes out of it without interruption"
+    place = tmp_path_factory.mktemp("align")
+    save_aligner(place/"aligner.safetensors")
+    phantom, films = Phantom(n_films=N, size=64, seed=1), place/"films"
+    for i in range(N): write_png(films/f"ward {i % 3}"/f"{i:02}.png", phantom[i].image if i % 2 else phantom[i].image.astype(np.uint16) * 9)
+    whole = (films/"ward 1"/"01.png").read_bytes()
+    for name, data in [("cut.png", whole[:300]), ("empty.png", b""), ("text.png", b"<html>"), ("flip.png", whole[:200] + b"x" + whole[201:])]:
+        (films/"ward 1"/name).write_bytes(data)
+    write_png(films/"blank.png", np.full((40, 40), 7, np.uint8))
+    run(place, place/"whole")
+    return place
+
+def run(place, out, batch_size=4, **options):
+    aligner = options.pop("aligner", None) or Aligner.load(place/"aligner.safetensors")
+    films = options.pop("films", None) or load_films("folder", place/"films")
+    return align_films(films, aligner, out, place/"films", batch_size=batch_size, progress=False, **options)
+
+def pictures(out): return {p.relative_to(out).as_posix(): read_image(p) for p in list_images(out)}
+
+def assert_same(out, whole):
+    "Same files, same pixels but for the last bits, nothing left over"
+    a, b = pictures(out), pictures(whole)
+    assert list(a) == list(b) and len(a) == N
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert np.abs(a[name].astype(float) - b[name]).mean() < .01 * b[name].max(), name
+    assert not list(out.rglob(".part-*"))
+
+
+# --- a run without interruption -------------------------------------------------------------------------------
+
+def test_broken_files_are_listed_and_the_rest_goes_on(place):
+    table = run(place, place/"whole")
+    failed = table[table.status == "failed"].set_index("image")["reason"]
+    assert sorted(failed.index) == ["blank.png", *(f"ward 1/{n}.png" for n in ("cut", "empty", "flip", "text"))]
+    for name, reason in [("ward 1/cut.png", "truncated"), ("ward 1/empty.png", "empty"), ("ward 1/text.png", "web page"),
+                         ("ward 1/flip.png", "damaged"), ("blank.png", "same grey value")]: assert reason in failed[name]
+    assert (table.status == "aligned").sum() == N == len(pictures(place/"whole"))
+    assert table[table.status == "failed"][list(ENTRIES)].isna().all(axis=None)
+
+def test_layout_names_and_bit_depth_stay(place):
+    for name, image in pictures(place/"whole").items():
+        original = read_image(place/"films"/name.removeprefix("images/"))
+        assert image.dtype == original.dtype and image.shape == (30, 24)
+
+def test_the_table_repeats_the_images(place):
+    import cv2
+    table = run(place, place/"whole", shape=None).query("status == 'aligned'")
+    films = load_films("folder", place/"films")
+    for _, row in table.iloc[::5].iterrows():
+        film = read_image(place/"films"/row.image)
+        matrix = row[list(ENTRIES)].to_numpy(float).reshape(2, 3)
+        fine = matrix @ [[1/4, 0, -3/8], [0, 1/4, -3/8], [0, 0, 1]]
+        drawn = cv2.resize(cv2.warpAffine(film, fine, (96, 120), flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR), (24, 30), interpolation=cv2.INTER_AREA)
+        assert np.abs(drawn.astype(float) - read_image(place/"whole"/row.file)).mean() < .02 * film.max()
+    assert len(films) == N + 5
+
+def test_originals_are_not_touched(place, tmp_path):
+    state = lambda: [(p, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted((place/"films").rglob("*"))]
+    before = state()
+    run(place, tmp_path/"out")
+    assert state() == before
+    for out in (place/"films", place/"films"/"out", place):
+        with pytest.raises(ValueError, match="one lies in the other"): run(place, out)
+    (tmp_path/"link").symlink_to(place/"films")
+    with pytest.raises(ValueError, match="one lies in the other"): run(place, tmp_path/"link"/"out")
+    assert state() == before
+
+def test_nothing_but_broken_files(tmp_path):
+    save_aligner(tmp_path/"aligner.safetensors")
+    (tmp_path/"films").mkdir()
+    for i in range(3): (tmp_path/"films"/f"{i}.png").write_bytes(b"")
+    table = run(tmp_path, tmp_path/"out")
+    assert table.status.tolist() == ["failed"] * 3 and pictures(tmp_path/"out") == {}
+
+def test_gigantic_and_tiny_batches_agree(place, tmp_path):
+    for size in (1, 100):
+        run(place, tmp_path/str(size), batch_size=size)
+        assert_same(tmp_path/str(size), place/"whole")
+
+
+# --- interruptions --------------------------------------------------------------------------------------------
+
+class Stop(Exception): pass
+
+@pytest.mark.parametrize("where", ["write_png", "append_records", "read_film", "make_record"])
+@pytest.mark.parametrize("when", [1, 3])
+def test_interrupted_anywhere(place, tmp_path, monkeypatch, where, when):
+    calls, real = [], getattr(aligning, where)
+    def failing(*a, **k):
+        calls.append(1)
+        if len(calls) > when * (1 if where == "append_records" else 5): raise Stop
+        return real(*a, **k)
+    monkeypatch.setattr(aligning, where, failing)
+    with pytest.raises(Stop): run(place, tmp_path)
+    monkeypatch.undo()
+    done = len(read_records(tmp_path/"records.jsonl")[1])
+    assert 0 < done < N + 5 or when == 1
+    written = []
+    monkeypatch.setattr(aligning, "write_png", lambda path, image, real=write_png: (written.append(path), real(path, image)))
+    run(place, tmp_path)
+    assert 0 < len(written) <= N + 5 - done
+    assert_same(tmp_path, place/"whole")
+
+SLOW = """
+import sys, time, torch
+from pathlib import Path
+import cxr_stn.aligning as aligning
+from cxr_stn.films import load_films
+from cxr_stn.inference import Aligner
+torch.set_num_threads(1)
+real = aligning.write_png
+def slow(path, image):
+    time.sleep(.02)
+    real(path, image)
+    (path.parent / f".part-x-{path.name}").touch()  # what a killed writer leaves behind
+aligning.write_png = slow
+place, out = map(Path, sys.argv[1:])
+aligning.align_films(load_films("folder", place/"films"), Aligner.load(place/"aligner.safetensors"), out, place/"films",
+                     batch_size=4, progress=False)
+"""
+
+def test_killed_twice(place, tmp_path):
+    "kill -9 at a moment of its own choosing; each start keeps what the one before has done"
+    out, before = tmp_path/"out", 0
+    for more in (4, 8):
+        process = subprocess.Popen([sys.executable, "-c", SLOW, str(place), str(out)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        try:
+            until = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < until and len(read_records(out/"records.jsonl")[1]) < before + more:
+                time.sleep(.005)
+            assert process.poll() is None, "the process ended before it was killed"
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        done = len(read_records(out/"records.jsonl")[1])
+        assert before < done < N + 5
+        before = done
+    assert list(out.rglob(".part-*"))
+    stamps = {p: p.stat().st_mtime_ns for p in list_images(out)}
+    run(place, out)
+    kept = sum(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+    assert kept >= before - 5, "what was recorded should not be done again"
+    assert_same(out, place/"whole")
+
+def test_half_a_line_and_an_unrecorded_image(place, tmp_path):
+    run(place, tmp_path)
+    path = tmp_path/"records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:9]) + lines[9][:40])
+    (tmp_path/"images"/"ward 2"/"23.png").write_bytes(b"an image without a record is not trusted")
+    run(place, tmp_path)
+    assert len(read_records(path)[1]) == N + 5
+    assert_same(tmp_path, place/"whole")
+
+def test_records_that_are_no_records(place, tmp_path):
+    (tmp_path/"records.jsonl").write_bytes(b"\xff\xfe rubbish\n\n")
+    run(place, tmp_path)
+    assert_same(tmp_path, place/"whole")
+
+def test_a_full_disk_says_so_and_can_be_continued(place, tmp_path, monkeypatch):
+    calls = []
+    def full(path, image):
+        calls.append(1)
+        if len(calls) > 6: raise OSError(28, f"cannot write {path}: No space left on device")
+        write_png(path, image)
+    monkeypatch.setattr(aligning, "write_png", full)
+    with pytest.raises(OSError, match="cannot write .*No space left"): run(place, tmp_path)
+    monkeypatch.undo()
+    run(place, tmp_path)
+    assert_same(tmp_path, place/"whole")
+
+
+# --- something has changed ------------------------------------------------------------------------------------
+
+def test_a_film_that_broke_loses_its_image(place, tmp_path):
+    shutil.copytree(place, tmp_path/"p")
+    run(tmp_path/"p", tmp_path/"out")
+    (tmp_path/"p"/"films"/"ward 0"/"03.png").write_bytes(b"")
+    (tmp_path/"p"/"films"/"ward 1"/"cut.png").write_bytes((place/"films"/"ward 1"/"01.png").read_bytes())
+    table = run(tmp_path/"p", tmp_path/"out").set_index("image")
+    assert table.status["ward 0/03.png"] == "failed" and not (tmp_path/"out"/"images"/"ward 0"/"03.png").exists()
+    assert table.status["ward 1/cut.png"] == "aligned" and (tmp_path/"out"/"images"/"ward 1"/"cut.png").exists()
+
+@pytest.mark.parametrize("change, name", [(dict(shape=(60, 48)), "output size"), (dict(passes=2), "passes"), (dict(seed=1), "checkpoint")])
+def test_other_settings_begin_anew(place, tmp_path, capfd, change, name):
+    run(place, tmp_path)
+    capfd.readouterr()
+    before = pictures(tmp_path)
+    if "seed" in change: aligner = Aligner.load(save_aligner(tmp_path/"other.safetensors", seed=1))
+    else: aligner = Aligner.load(place/"aligner.safetensors", passes=change.get("passes"))
+    run(place, tmp_path, aligner=aligner, shape=change.get("shape"))
+    assert f"{name} changed since the last run in this out_dir: its {N} images are removed" in capfd.readouterr().err
+    after = pictures(tmp_path)
+    assert all(after[n].shape != before[n].shape or (after[n] != before[n]).any() for n in after) and len(after) == N
+    run(place, tmp_path, aligner=aligner, shape=change.get("shape"))
+    assert capfd.readouterr().err == ""
+
+def test_other_phantoms_begin_anew(place, tmp_path, capfd):
+    aligner = Aligner.load(place/"aligner.safetensors")
+    for seed, said in [(0, False), (0, False), (1, True)]:
+        films = load_films(n_films=3, seed=seed, size=64)
+        align_films(films, aligner, tmp_path, progress=False)
+        assert ("films changed" in capfd.readouterr().err) == said
+        written = read_image(tmp_path/"images"/"phantom_000002.png")
+        assert np.abs(written.astype(float) - aligner(films.read(2)).image).mean() < 1
+
+
+# --- the notebook ---------------------------------------------------------------------------------------------
+
+def papermill(out, *words, cwd=ROOT):
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT/"nbs"/"align.ipynb"), str(out), "--no-progress-bar", *map(str, words)],
+                          text=True, capture_output=True, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stderr, out
+
+def test_the_notebook_aligns_a_folder_and_goes_on(place, tmp_path):
+    out = tmp_path/"out"
+    words = ["-p", "data", "folder", "-p", "data_dir", place/"films", "-p", "checkpoint", place, "-p", "out_dir", out, "-p", "batch_size", 5]
+    code, err, notebook = papermill(tmp_path/"nb.ipynb", *words, cwd=tmp_path)
+    assert code == 0, err
+    assert_same(out, place/"whole")
+    transforms, failures = pd.read_csv(out/"transforms.csv"), pd.read_csv(out/"failures.csv")
+    assert len(transforms) == N + 5 and len(failures) == 5 and transforms.status.eq("aligned").sum() == N
+    assert {"tx", "ty", "sx", "sy", "theta", *ENTRIES, "height", "width", "output_height", "output_width"} <= set(transforms)
+    about = json.loads((out/"provenance.json").read_text())
+    assert about["parameters"]["batch_size"] == 5 and about["manifest_hash"]
+    assert json.loads((out/"aligner.json").read_text())["sha256"] == Aligner.load(place/"aligner.safetensors").checksum
+    assert not (out/".lock").exists()
+    shown = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(shown) == 2
+    stamps, table = {p: p.stat().st_mtime_ns for p in list_images(out)}, (out/"transforms.csv").read_bytes()
+    lost = out/"images"/"ward 2"/"11.png"
+    lost.unlink()
+    code, err, _ = papermill(tmp_path/"nb.ipynb", *words, cwd=tmp_path)
+    assert code == 0, err
+    assert [p for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp] == [lost]
+    again = pd.read_csv(out/"transforms.csv")
+    pd.testing.assert_frame_equal(again, pd.read_csv(out/"transforms.csv"))
+    assert table[:200] == (out/"transforms.csv").read_bytes()[:200]
+
+def test_mistakes_in_the_notebook_fail_at_once(tmp_path):
+    code, err, _ = papermill(tmp_path/"nb.ipynb", "-p", "n_film", 3, "-p", "data", "dicom", "-p", "out_dir", tmp_path/"out")
+    assert code != 0 and not (tmp_path/"out").exists()
+    assert "unknown parameter 'n_film'; did you mean 'n_films'?" in err and "'dicom' is not one of 'phantom', 'nih', 'folder'" in err
+
+
+# --- real films -----------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not DATA, reason="needs real films in CXR_STN_DATA")
+def test_chestxray14_stays_chestxray14(place, tmp_path):
+    source = Path(DATA)/"nih14-sample"
+    films = load_films("nih", source, n_films=20)
+    table = align_films(films, Aligner.load(place/"aligner.safetensors"), tmp_path, source, (60, 48), progress=False)
+    assert table.status.eq("aligned").all() and table.image.tolist() == films.table.image.tolist()
+    written = copy_labels(films, table, tmp_path, source)
+    assert {"train_val_list.txt", "test_list.txt"} <= set(written) and not (tmp_path/"BBox_List_2017.csv").exists()
+    again = load_films("nih", tmp_path)
+    kept = [c for c in films.table if c != "path"]
+    pd.testing.assert_frame_equal(again.table[kept].reset_index(drop=True), films.table.sort_values("image")[kept].reset_index(drop=True)
+                                  if again.table.image.tolist() != films.table.image.tolist() else films.table[kept])
+    assert all(image.shape == (60, 48) for image in pictures(tmp_path).values())

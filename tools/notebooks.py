@@ -1,0 +1,185 @@
+"""What a developer does with the notebooks: execute them, make README.md, check that all is in step.
+
+    python tools/notebooks.py execute [NAME ...]   execute notebooks in place (all of them, index last)
+    python tools/notebooks.py readme               make README.md from nbs/index.ipynb
+    python tools/notebooks.py check                fail unless modules, notebooks and README.md are in step
+"""
+import argparse, filecmp, os, re, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDY = ["train", "evaluate", "align", "classify", "compare"]  # in the order in which they are used
+FIGURES = Path("nbs/index_files")                              # the pictures of README.md
+
+
+def notebooks(root=ROOT):
+    "All notebooks: modules by number, then the study, then the rest, the index last"
+    def place(path):
+        name = path.stem
+        return (0 if name[:1].isdigit() else 1 if name in STUDY else 3 if name == "index" else 2,
+                STUDY.index(name) if name in STUDY else 0, name)
+    return sorted((p for p in (root/"nbs").glob("*.ipynb") if not p.name.startswith((".", "_"))), key=place)
+
+
+# --- execute -------------------------------------------------------------------------------------------
+
+def readable(output):
+    "Whether an output is worth keeping: progress bars and warnings carry times and paths, widgets cannot be read"
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return not widget and not (output["output_type"] == "stream" and output["name"] == "stderr")
+
+def complaints(cell):
+    "What a cell wrote to the error stream"
+    return "".join(o["text"] for o in cell.get("outputs", []) if o["output_type"] == "stream" and o["name"] == "stderr")
+
+def execute(path):
+    "Execute one notebook in place, in its own folder; on failure it stays as it was"
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    nb, now = nbformat.read(path, as_version=4), {}
+    for cell in nb.cells:
+        if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(nb, timeout=None, kernel_name="python3",
+                            resources={"metadata": {"path": str(path.parent)}},
+                            on_cell_start=lambda cell, cell_index: now.update(index=cell_index, id=cell.id))
+    try: client.execute()
+    except (CellExecutionError, DeadKernelError) as e:
+        raise SystemExit(f"{path.name}, cell {now.get('index')} (id {now.get('id')}) failed; "
+                         f"the notebook was left as it was.\n{e}") from None
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        if text := complaints(cell): print(f"  {path.name}, cell {cell.id}, error stream (not kept):\n{text.rstrip()}")
+        cell.outputs = [o for o in cell.outputs if readable(o)]
+    part = path.with_name(f".part-{path.name}")
+    try:
+        nbformat.write(nb, part)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+def execute_all(names):
+    "Execute all notebooks, or those that are named"
+    wanted, todo = {Path(n).stem for n in names}, notebooks()
+    unknown = wanted - {p.stem for p in todo}
+    if unknown: raise SystemExit(f"no such notebook in nbs/: {', '.join(sorted(unknown))}")
+    todo = [p for p in todo if not wanted or p.stem in wanted]
+    for i, path in enumerate(todo, 1):
+        print(f"[{i}/{len(todo)}] {path.name} ...", flush=True)
+        start = time.time()
+        execute(path)
+        print(f"[{i}/{len(todo)}] {path.name} executed in {time.time() - start:.0f} s", flush=True)
+
+
+# --- readme --------------------------------------------------------------------------------------------
+
+def from_root(text):
+    "Links relative to nbs/ become links relative to the root, outside of code"
+    def link(match):
+        before, target, after = match.groups()
+        if re.match(r"[a-zA-Z][a-zA-Z+.-]*:|[#/]", target): return match.group(0)
+        return before + os.path.normpath(os.path.join("nbs", target)).replace(os.sep, "/") + after
+    parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"(\]\()([^)\s]+)(\))", link, parts[i])
+        parts[i] = re.sub(r"((?:src|href)=\")([^\"]+)(\")", link, parts[i])
+    return "".join(parts)
+
+def shown(nb):
+    "The cells of a notebook as a reader should see them: `#| hide` and `#| echo: false` obeyed, directives gone"
+    keep = []
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            directives = re.findall(r"^#\|\s*(.*?)\s*$", cell.source, re.M)
+            if "hide" in directives or any(d.startswith("default_exp") for d in directives): continue
+            code = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
+            cell.source = "" if "echo: false" in directives else code
+            cell.outputs = [o for o in cell.outputs if readable(o)]
+            if not cell.source and not cell.outputs: continue
+        keep.append(cell)
+    nb.cells = keep
+    return nb
+
+def readme(root=ROOT):
+    "README.md and its pictures, as a dictionary from path (relative to the root) to bytes"
+    from nbconvert import MarkdownExporter
+    from traitlets.config import Config
+    index = root/"nbs"/"index.ipynb"
+    if not index.exists(): raise SystemExit("nbs/index.ipynb is not there; README.md is made from it")
+    nb = shown(nbformat.read(index, as_version=4))
+    nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean drops it; it colours the code
+    pictures_as = {"enabled": True, "output_filename_template": "fig_{cell_index}_{index}{extension}"}
+    text, resources = MarkdownExporter(config=Config(ExtractOutputPreprocessor=pictures_as)).from_notebook_node(nb)
+    pictures = resources.get("outputs", {})
+    for name in pictures: text = text.replace(f"({name})", f"({FIGURES.name}/{name})")
+    text = re.sub(r"<style.*?</style>\n?", "", from_root(text), flags=re.S)
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"
+    note = "<!-- made from nbs/index.ipynb by `make readme`; edit the notebook -->\n\n"
+    return {Path("README.md"): (note + text).encode(), **{FIGURES/n: data for n, data in pictures.items()}}
+
+def differing_readme(root=ROOT):
+    "Files of README.md that are missing, stale, or left over"
+    made = readme(root)
+    wrong = [p for p, data in made.items() if not (root/p).is_file() or (root/p).read_bytes() != data]
+    left = [p.relative_to(root) for p in (root/FIGURES).glob("*") if p.relative_to(root) not in made]
+    return [str(p) for p in wrong + left]
+
+def write_readme(root=ROOT):
+    "Write README.md and its pictures, and remove those of earlier ones"
+    made = readme(root)
+    shutil.rmtree(root/FIGURES, ignore_errors=True)
+    for path, data in made.items():
+        (root/path).parent.mkdir(parents=True, exist_ok=True)
+        (root/path).write_bytes(data)
+    print(f"README.md made from nbs/index.ipynb, with {len(made) - 1} pictures")
+
+
+# --- check ---------------------------------------------------------------------------------------------
+
+def copy_of(root, to):
+    "Copy what nbdev needs: settings, notebooks, modules"
+    skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".part-*")
+    for name in ("nbs", "cxr_stn"): shutil.copytree(root/name, to/name, ignore=skip)
+    for name in ("settings.ini", "pyproject.toml", "setup.py"): shutil.copy(root/name, to/name)
+
+def nbdev(command, root):
+    "Run an nbdev command of this Python's environment in a folder"
+    script = shutil.which(command, path=str(Path(sys.executable).parent)) or command
+    done = subprocess.run([script], cwd=root, capture_output=True, text=True)
+    if done.returncode: raise SystemExit(f"{command} failed:\n{done.stdout}{done.stderr}")
+
+def differing(root=ROOT):
+    """Files that `nbdev_export` and `nbdev_clean` would change, make or remove.
+
+    They run on a copy, so that a check never changes what it checks and works in a tree with unsaved work
+    just as in a clean clone; there, a file that differs from the copy is a file that would differ from git.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)/root.name
+        copy.mkdir()
+        copy_of(root, copy)
+        for module in (copy/"cxr_stn").glob("*.py"):
+            if module.name != "__init__.py": module.unlink()
+        nbdev("nbdev_export", copy)
+        nbdev("nbdev_clean", copy)
+        names = {p.relative_to(r) for r in (root, copy) for d, end in (("nbs", "ipynb"), ("cxr_stn", "py"))
+                 for p in (r/d).glob(f"*.{end}") if not p.name.startswith(".")}
+        same = lambda n: (root/n).is_file() and (copy/n).is_file() and filecmp.cmp(root/n, copy/n, shallow=False)
+        return sorted(str(n) for n in names if not same(n))
+
+def check():
+    "Say what is not in step, and fail"
+    wrong = differing()
+    for name in wrong: print(f"  {name} is not what nbdev_export and nbdev_clean make, or belongs to no notebook")
+    stale = differing_readme()
+    for name in stale: print(f"  {name} is not what `make readme` makes of nbs/index.ipynb")
+    if wrong or stale: raise SystemExit("not in step: run `make export readme`, look at the changes, and commit them")
+    print(f"modules, {len(notebooks())} notebooks and README.md are in step")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["execute", "readme", "check"])
+    parser.add_argument("names", nargs="*", help="notebooks to execute, if not all")
+    args = parser.parse_args()
+    {"execute": lambda: execute_all(args.names), "readme": write_readme, "check": check}[args.task]()
