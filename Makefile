@@ -31,11 +31,13 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study notebooks readme export clean
+.PHONY: help install test test-slow check study results results-sample notebooks readme export clean
 
 help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
 	@echo 'make study      install, then the study on made-up films, into $(STUDY)/        (about 12 minutes)'
+	@echo 'make results    the study, and its tables into results/phantom/                  (about 12 minutes)'
+	@echo 'make results-sample  train and judge on real films in CXR_STN_DATA, into results/ (half an hour)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
 	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
@@ -106,6 +108,26 @@ study: $(STEPS:%=$(STUDY)/%.ipynb)
 	@echo
 	@echo "The study on made-up films is complete. Executed notebooks, to read:"
 	@for step in $(STEPS); do echo "  $(STUDY)/$$step.ipynb, and its files in $(STUDY)/$$step/"; done
+
+# --- results: the curated tables, made from the study and, where there are real films, from the sample ----------
+
+SAMPLE := $(RUNS)/nih14-sample
+
+results: study
+	@mkdir -p results/phantom
+	@cp $(STUDY)/evaluate/*.csv $(STUDY)/train/log.csv results/phantom/
+	@echo "results/phantom/ is made from $(STUDY)/"
+
+results-sample: $(READY)
+	@test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
+	@mkdir -p $(SAMPLE) results/nih14-sample
+	$(BIN)/papermill nbs/train.ipynb $(SAMPLE)/train.ipynb -f nbs/params/nih_sample.yaml \
+	  -p data_dir $(CXR_STN_DATA)/nih14-sample -p out_dir $(SAMPLE)/train --log-output
+	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/evaluate.ipynb -p data masked -p data_dir $(CXR_STN_DATA)/lungmask-dev \
+	  -p checkpoint $(SAMPLE)/train -p out_dir $(SAMPLE)/evaluate -y 'n_films: null' -p known_warps 121 \
+	  -y 'peers: [stretch, letterbox, ecc]' -p peer_dir $(CXR_STN_DATA)/nih14-sample
+	@cp $(SAMPLE)/evaluate/*.csv $(SAMPLE)/train/log.csv results/nih14-sample/
+	@echo "results/nih14-sample/ is made from $(SAMPLE)/"
 
 # --- notebooks ------------------------------------------------------------------------------------------------
 

@@ -30,18 +30,23 @@ from .films import Films, file_facts, load_films
 from .images import list_images, read_image, to_unit, write_png
 from .inference import Aligned, Aligner, default_checkpoint, find_checkpoint
 
-# %% ../nbs/13_aligning.ipynb #8d8d8c66
+# %% ../nbs/13_aligning.ipynb #f042fda7
 class AlignParams(Params):
     "All decisions of an alignment run."
-    data: Literal["phantom", "nih", "folder"] = Field("phantom", description="built-in phantom, ChestX-ray14, or any folder of films")
+    data: Literal["phantom", "nih", "folder"] = Field(
+        "phantom", description="built-in phantom, ChestX-ray14, or any folder of films")
     data_dir: Optional[str] = Field(None, description="folder of the films; not for the phantom")
-    checkpoint: Optional[str] = Field(None, description="name of a released aligner, a file, or the folder of a training run; "
-                                                        "None: runs/train if there is one, else the released aligner")
-    n_films: Optional[int] = Field(None, ge=1, description="align so many films at most; None: all, and 48 of the phantom")
+    checkpoint: Optional[str] = Field(
+        None, description="name of a released aligner, a file, or the folder of a training run; "
+                          "None: runs/train if there is one, else the released aligner")
+    n_films: Optional[int] = Field(
+        None, ge=1, description="align so many films at most; None: all, and 48 of the phantom")
     out_dir: str = Field("runs/align", description="where the images and tables are written")
-    output_height: Optional[int] = Field(None, ge=16, le=8000, description="height of the aligned images, pixels; None: in proportion")
-    output_width: Optional[int] = Field(None, ge=16, le=8000, description="width of the aligned images, pixels; None: in proportion")
-    passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: as the aligner was trained")
+    output_height: Optional[int] = Field(
+        None, ge=16, le=8000, description="height of the aligned images, pixels; None: in proportion")
+    output_width: Optional[int] = Field(
+        None, ge=16, le=8000, description="width of the aligned images, pixels; None: in proportion")
+    passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: as trained")
     batch_size: int = Field(32, ge=1, description="films in memory and in the network at once")
     seed: int = Field(0, ge=0, description="of the phantom, and of which films n_films picks")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
@@ -74,7 +79,7 @@ def open_aligner(
     path = default_checkpoint() if params.checkpoint is None else find_checkpoint(params.checkpoint)
     return Aligner.load(path, params.device, params.passes), path
 
-# %% ../nbs/13_aligning.ipynb #8b78374d
+# %% ../nbs/13_aligning.ipynb #de5a8b2a
 def png_names(
     names: list[str], # paths relative to the data, with / between folders
 ) -> list[str]: # the same with the ending .png, no two alike
@@ -83,7 +88,7 @@ def png_names(
     twice = pd.Series(short, dtype=object).duplicated(keep=False)
     result = [s if s == name or not again else name + ".png" for name, s, again in zip(names, short, twice)]
     again = pd.Series(result, dtype=object).duplicated()
-    if again.any(): raise ValueError(f"two films would both become {result[again.argmax()]}; rename one of them")
+    if again.any(): raise ValueError(f"two films would become {result[again.argmax()]}; rename one of them")
     return result
 
 # %% ../nbs/13_aligning.ipynb #393e26c9
@@ -128,7 +133,7 @@ def append_records(
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     with open(path, "a", encoding="utf-8", newline="\n") as file: file.write(text)
 
-# %% ../nbs/13_aligning.ipynb #d31bd9d9
+# %% ../nbs/13_aligning.ipynb #33523ad7
 RECORDS_FORMAT = 1  # raise it when aligned images change
 
 
@@ -139,10 +144,10 @@ def run_settings(
 ) -> dict:
     "On what every aligned image of a run depends."
     kind = films.pictures_hash() if films.kind == "phantom" else "files"
-    return {"checkpoint": aligner.checksum, "passes": aligner.passes, "output size": list(shape), "films": kind,
-            "format": RECORDS_FORMAT}
+    return {"checkpoint": aligner.checksum, "passes": aligner.passes, "output size": list(shape),
+            "films": kind, "format": RECORDS_FORMAT}
 
-# %% ../nbs/13_aligning.ipynb #323d506f
+# %% ../nbs/13_aligning.ipynb #efc33706
 def resume(
     out_dir: Path, # of an earlier run, perhaps
     settings: dict, # as `run_settings` gives them
@@ -153,8 +158,8 @@ def resume(
     changed = [name for name in settings if old is not None and old.get(name) != settings[name]]
     if changed:
         images = [record["file"] for record in records.values() if record["status"] == "aligned"]
-        print(f"{', '.join(changed)} changed since the last run in this out_dir: its {len(images)} images are removed "
-              "and all films are aligned anew", file=sys.stderr)
+        print(f"{', '.join(changed)} changed since the last run in this out_dir: its {len(images)} images "
+              "are removed and all films are aligned anew", file=sys.stderr)
         for name in images: (out_dir / name).unlink(missing_ok=True)
         records = {}
     for top in out_dir.glob("images*"):
@@ -163,7 +168,7 @@ def resume(
     atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return records
 
-# %% ../nbs/13_aligning.ipynb #2a6c3981
+# %% ../nbs/13_aligning.ipynb #0d0bb1f9
 def is_done(
     record: dict | None, # of an earlier run
     file: str, # where the aligned image belongs, relative to `out_dir`
@@ -171,8 +176,9 @@ def is_done(
     out_dir: Path,
 ) -> bool:
     "Whether a film need not be aligned again."
-    if record is None or record["status"] != "aligned" or record["file"] != file or record["source"] != facts: return False
-    return file_facts(out_dir / file)[0] == record["bytes"]
+    if record is None or record["status"] != "aligned": return False
+    same = record["file"] == file and record["source"] == facts
+    return same and file_facts(out_dir / file)[0] == record["bytes"]
 
 # %% ../nbs/13_aligning.ipynb #960ab19a
 def source_facts(films: Films, i: int) -> list: # [size, time]; [] for a drawn film
@@ -238,7 +244,7 @@ def align_batch(
     finish = partial(finish_film, films, aligner, out_dir, shape)
     return list(pool.map(finish, rows, files, read, [thetas.get(k) for k in range(len(rows))]))
 
-# %% ../nbs/13_aligning.ipynb #8e07f7a8
+# %% ../nbs/13_aligning.ipynb #85bfdc0d
 COLUMNS = ["image", "file", "status", "tx", "ty", "sx", "sy", "theta", *ENTRIES,
            "height", "width", "output_height", "output_width", "reason"]
 
@@ -252,15 +258,17 @@ def align_films(
     batch_size: int = 32, # films in memory at once
     progress: bool | None = None, # show a bar; None: in a terminal only
 ) -> pd.DataFrame: # `COLUMNS`, one row a film, in the order of `films`
-    "Align all films that are not aligned yet, and give the table of transforms. OSError if nothing can be written."
+    "Align all films that are not aligned yet; the table of transforms. OSError if nothing can be written."
     if source is not None: check_apart(source, out_dir)
     out_dir, shape, files = Path(out_dir), shape or aligner.output_shape, aligned_files(films, source)
     records, names = resume(out_dir, run_settings(films, aligner, shape)), films.table["image"].tolist()
-    waiting = [i for i, name in enumerate(names) if not is_done(records.get(name), files[i], source_facts(films, i), out_dir)]
+    waiting = [i for i, name in enumerate(names)
+               if not is_done(records.get(name), files[i], source_facts(films, i), out_dir)]
     quiet = None if progress is None else not progress
     often = 0.1 if sys.stderr.isatty() else 10  # seconds; a log is not a terminal
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, \
-         tqdm(total=len(names), initial=len(names) - len(waiting), unit="film", disable=quiet, mininterval=often) as bar:
+         tqdm(total=len(names), initial=len(names) - len(waiting), unit="film", disable=quiet,
+              mininterval=often) as bar:
         for start in range(0, len(waiting), batch_size):
             rows = waiting[start:start + batch_size]
             new = align_batch(films, aligner, out_dir, shape, rows, [files[i] for i in rows], pool)
@@ -306,7 +314,7 @@ def write_results(
     atomic_write(run.path / "aligner.json", json.dumps(facts, indent=1) + "\n")
     return ["transforms.csv", "failures.csv", "aligner.json", *copy_labels(films, table, run.path, source)]
 
-# %% ../nbs/13_aligning.ipynb #7639d9f3
+# %% ../nbs/13_aligning.ipynb #b6f755c6
 def show_pairs(
     films: Films,
     table: pd.DataFrame, # as `align_films` gives it
@@ -316,7 +324,8 @@ def show_pairs(
     "A figure of films with the frame found on them (its top edge red), above the aligned images."
     rows = np.flatnonzero(table["status"] == "aligned")
     rows = rows[np.linspace(0, len(rows) - 1, min(n, len(rows))).round().astype(int)]
-    fig, axes = plt.subplots(2, max(1, len(rows)), figsize=(1.5 * max(1, len(rows)), 3.6), dpi=80, squeeze=False)
+    columns = max(1, len(rows))
+    fig, axes = plt.subplots(2, columns, figsize=(1.5 * columns, 3.6), dpi=80, squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for (above, below), i in zip(axes.T, rows):
         row, film = table.iloc[i], films.read(i)
@@ -337,7 +346,7 @@ def frame_outline(
     matrix = np.array([float(row[name]) for name in ENTRIES]).reshape(2, 3)
     return corners @ matrix[:, :2].T + matrix[:, 2]
 
-# %% ../nbs/13_aligning.ipynb #2effbed0
+# %% ../nbs/13_aligning.ipynb #1a59199c
 def mean_images(
     films: Films,
     table: pd.DataFrame, # as `align_films` gives it
@@ -348,8 +357,8 @@ def mean_images(
     "The mean of the films as they were, and the mean of the aligned images, in the same frame."
     rows = np.flatnonzero(table["status"] == "aligned")
     rows = rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)]
-    if not len(rows): raise ValueError("no film could be aligned, so there is no mean image; see failures.csv")
-    shape, before, after = tuple(int(table[side].iat[rows[0]]) for side in ("output_height", "output_width")), 0, 0
+    if not len(rows): raise ValueError("no film could be aligned, see failures.csv; so there is no mean")
+    shape, before, after = tuple(table[["output_height", "output_width"]].iloc[rows[0]].astype(int)), 0, 0
     for i in rows:
         before = before + to_unit(aligner.draw(films.read(i), torch.eye(2, 3), shape).image)
         after = after + to_unit(read_image(out_dir / table["file"].iat[i]))

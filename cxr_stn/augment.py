@@ -14,7 +14,7 @@ import numpy as np
 
 cv2.setNumThreads(0)
 
-# %% ../nbs/06_augment.ipynb #6e9ee1dc
+# %% ../nbs/06_augment.ipynb #6c5dfb83
 @dataclass(frozen=True)
 class ViewSettings:
     "What may happen to a film before the network sees it."
@@ -32,36 +32,38 @@ class ViewSettings:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if value < 0 or (name.endswith("_p") and value > 1):
-                raise ValueError(f"augmentation {name}={value}: give " + ("0 to 1" if name.endswith("_p") else "0 or more"))
+            share = name.endswith("_p")
+            if value < 0 or (share and value > 1):
+                raise ValueError(f"augmentation {name}={value}: give {'0 to 1' if share else '0 or more'}")
 
-# %% ../nbs/06_augment.ipynb #f63b7b84
+# %% ../nbs/06_augment.ipynb #7fe65d13
 def grey_transforms(
     settings: ViewSettings, # what may happen
 ) -> list: # of albumentations transforms
     "Brightness and contrast, gamma, inversion and noise; only those with a share above 0."
-    limit = settings.brightness
+    limits = dict(brightness_limit=settings.brightness, contrast_limit=settings.brightness)
     every = [
-        (settings.brightness_contrast_p, A.RandomBrightnessContrast, dict(brightness_limit=limit, contrast_limit=limit)),
+        (settings.brightness_contrast_p, A.RandomBrightnessContrast, limits),
         (settings.gamma_p, A.RandomGamma, dict(gamma_limit=(50, 200))),
         (settings.invert_p, A.InvertImg, {}),
         (settings.noise_p, A.GaussNoise, dict(std_range=(0.01, 0.05))),
     ]
     return [transform(p=share, **options) for share, transform, options in every if share > 0]
 
-# %% ../nbs/06_augment.ipynb #94187f35
+# %% ../nbs/06_augment.ipynb #6f773c24
 def place_transforms(
     settings: ViewSettings, # what may happen
 ) -> list: # of albumentations transforms
     "Quarter turn, then shift, scale and rotation about the film's middle."
-    shift, scale, share = settings.shift, 1 + settings.scale, settings.shift_scale_rotate_p
+    shift, scale, angle = settings.shift, 1 + settings.scale, settings.angle
     return [
         A.RandomRotate90(p=settings.rotate90_p),
-        A.Affine(scale=(1 / scale, scale), translate_percent=(-shift, shift), rotate=(-settings.angle, settings.angle),
-                 keep_ratio=settings.keep_ratio, balanced_scale=True, border_mode=cv2.BORDER_CONSTANT, fill=0, p=share),
+        A.Affine(scale=(1 / scale, scale), translate_percent=(-shift, shift), rotate=(-angle, angle),
+                 keep_ratio=settings.keep_ratio, balanced_scale=True, p=settings.shift_scale_rotate_p,
+                 border_mode=cv2.BORDER_CONSTANT, fill=0),
     ]
 
-# %% ../nbs/06_augment.ipynb #d39f3320
+# %% ../nbs/06_augment.ipynb #cdee1215
 class Views:
     "Makes random views of square films, each with the matrix from view to film."
     def __init__(
@@ -70,13 +72,14 @@ class Views:
     ):
         points = A.KeypointParams(format="xy", remove_invisible=False)
         self.settings = settings
-        self.compose = A.Compose(place_transforms(settings) + grey_transforms(settings), keypoint_params=points)
+        steps = place_transforms(settings) + grey_transforms(settings)
+        self.compose = A.Compose(steps, keypoint_params=points)
 
     def __call__(
         self,
         film: np.ndarray, # (S, S) float32 in [0, 1]
         seed: int, # of this one view
-    ) -> tuple[np.ndarray, np.ndarray, int]: # view (S, S) in [0, 1]; matrix (3, 3) view -> film pixel centres; quarter turns
+    ) -> tuple[np.ndarray, np.ndarray, int]: # view (S, S); (3, 3) its pixels -> the film's; quarter turns
         self.compose.set_random_seed(seed)
         far = len(film) - 1
         corners = np.array([[0, 0], [far, 0], [0, far]], np.float32)

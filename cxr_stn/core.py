@@ -108,13 +108,14 @@ class Params(BaseModel):
     @classmethod
     def _ready(cls, value, info): return _as_typed(value, cls.model_fields[info.field_name].annotation)
 
-# %% ../nbs/00_core.ipynb #d40bd107
+# %% ../nbs/00_core.ipynb #1a4e74ab
 _JUPYTER = {"In", "Out", "exit", "quit"}
 
 def _is_imported(name: str, value) -> bool:
     "Whether `value` is what some loaded module calls `name`, that is, came by `from module import name`"
+    main = sys.modules.get("__main__")  # a kernel also lists it under a second name
     return any(getattr(m, "__dict__", {}).get(name, _JUPYTER) is value
-               for key, m in list(sys.modules.items()) if key != "__main__")
+               for m in list(sys.modules.values()) if m is not main)
 
 def _plain_values(namespace: dict) -> dict:
     "The public variables of a namespace that hold plain values"

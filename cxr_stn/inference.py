@@ -35,11 +35,11 @@ class Pose(NamedTuple):
     sy: float # height of the frame / side of the square
     theta: float # degrees clockwise, above -180 to 180, quarter turns included
 
-# %% ../nbs/11_inference.ipynb #71ade9c2
+# %% ../nbs/11_inference.ipynb #11f3ea32
 def read_pose(
     theta: Tensor, # (2, 3) normalised, frame -> square film
 ) -> Pose:
-    "The pose behind a matrix; a slant, which only the family `affine` and further passes give, stays in the matrix."
+    "The pose behind a matrix; a slant (family `affine`, further passes) stays in the matrix alone."
     tx, ty, sx, sy, angle, _ = theta_to_pose(theta.double()[None])[0].tolist()
     return Pose(tx, ty, sx, sy, math.degrees(angle))
 
@@ -54,11 +54,11 @@ def map_points(
         raise ValueError(f"points have the shape (N, 2), x and y of each, not {points.shape}")
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
-# %% ../nbs/11_inference.ipynb #e730e47f
+# %% ../nbs/11_inference.ipynb #85f9787d
 @dataclass(frozen=True, eq=False)
 class Aligned:
     "An aligned image and how it came about."
-    image: np.ndarray # (h, w) or (h, w, C), in the type of the original; zero where the original has no pixels
+    image: np.ndarray # (h, w) or (h, w, C), in the type of the original; zero outside of it
     matrix: np.ndarray # (3, 3) float64, pixel centre (x, y, 1) of the aligned image -> of the original
     pose: Pose
 
@@ -103,13 +103,13 @@ def average_blocks(
         image = cv2.resize(image, (-(-width // kx), -(-height // ky)), interpolation=cv2.INTER_AREA)
     return image, np.array([[kx, 0, (kx - 1) / 2], [0, ky, (ky - 1) / 2], [0, 0, 1.0]])
 
-# %% ../nbs/11_inference.ipynb #4c0a8e76
+# %% ../nbs/11_inference.ipynb #e120517d
 def resample(
     image: np.ndarray, # (H, W) or (H, W, C), C up to 4: uint8, uint16, float32 or float64
     matrix: np.ndarray, # (3, 3) output pixel -> pixel of `image`
     shape: tuple[int, int], # (h, w) of the output
 ) -> np.ndarray: # (h, w) or (h, w, C) of the same type, zero outside
-    "Draw an image through an affine matrix: bilinear where it is enlarged, averaged over areas where it shrinks."
+    "Draw an image through an affine matrix: bilinear where it grows, averaged over areas where it shrinks."
     shrunk, to_image = average_blocks(np.ascontiguousarray(image), block_size(matrix))
     matrix = np.linalg.inv(to_image) @ matrix
     (h, w), (nx, ny) = shape, samples_per_pixel(matrix)
@@ -127,23 +127,23 @@ def released_aligners() -> dict[str, Path]: # name -> file
     "The aligners that ship with the package."
     return {path.stem: path for path in sorted(Path(networks.__file__).parent.glob("released/*.safetensors"))}
 
-# %% ../nbs/11_inference.ipynb #94a03721
+# %% ../nbs/11_inference.ipynb #73723226
 def find_checkpoint(
-    checkpoint: str | Path | None = None, # name of a released aligner, a file, or a run directory; None: the default
+    checkpoint: str | Path | None = None, # a released aligner, a file, or a run directory; None: the default
 ) -> Path: # of a file
     "The file of an aligner; FileNotFoundError says what there is and how to get one."
     shipped = released_aligners()
     name = DEFAULT if checkpoint is None else str(checkpoint)
     if name in shipped: return shipped[name]
     there = f"released aligners: {', '.join(shipped) or 'none'}; {HOW_TO_TRAIN}"
-    if checkpoint is None: raise FileNotFoundError(f"no aligner {DEFAULT!r} ships with this installation; {there}")
+    if checkpoint is None: raise FileNotFoundError(f"no aligner {DEFAULT!r} is installed; {there}")
     try: path = input_path(checkpoint)
     except FileNotFoundError as error: raise FileNotFoundError(f"checkpoint {error}; {there}") from None
     path = path / "aligner.safetensors" if path.is_dir() else path
-    if not path.is_file(): raise FileNotFoundError(f"checkpoint {path} is missing: did the training end? {there}")
+    if not path.is_file(): raise FileNotFoundError(f"no file {path}: did the training end? {there}")
     return path
 
-# %% ../nbs/11_inference.ipynb #a6ff3815
+# %% ../nbs/11_inference.ipynb #d91f82b9
 def write_untrained(
     path: Path, # ends in .safetensors
 ):
@@ -160,7 +160,7 @@ def default_checkpoint() -> Path:
     if DEFAULT in shipped: return shipped[DEFAULT]
     untrained = output_path("runs/untrained/aligner.safetensors")
     if not untrained.is_file(): write_untrained(untrained)
-    print("There is no trained aligner yet. Films are only letterboxed and scaled to the frame, not aligned.\n"
+    print("There is no trained aligner yet: films are only letterboxed and scaled to the frame.\n"
           f"To change that, {HOW_TO_TRAIN}.")
     return untrained
 
@@ -177,7 +177,7 @@ def choose_device(
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); choose auto or cpu") from None
 
-# %% ../nbs/11_inference.ipynb #9e44d3a2
+# %% ../nbs/11_inference.ipynb #4a878cfa
 class Aligner:
     "Aligns X-rays; make one with `Aligner.load`."
     def __init__(
@@ -186,10 +186,11 @@ class Aligner:
         facts: dict | None = None, # what is known of its training
         canonical: Tensor | None = None, # (1, 1, h, w) the chest it aligns to
         device: str = "cpu", # as in `choose_device`
-        passes: int | None = None, # looks at each film, as in `networks.locate`; None: as it was trained, else 1
+        passes: int | None = None, # looks at each film, see `networks.locate`; None: as trained, else 1
         checksum: str = "", # SHA-256 of the checkpoint
     ):
-        self.device, self.facts, self.canonical, self.checksum = choose_device(device), facts or {}, canonical, checksum
+        self.facts, self.canonical, self.checksum = facts or {}, canonical, checksum
+        self.device = choose_device(device)
         self.network = network.to(self.device).eval()
         self.passes = self.facts.get("passes", 1) if passes is None else passes
         if self.passes < 1: raise ValueError(f"passes = {self.passes} must be at least 1")
@@ -200,23 +201,23 @@ class Aligner:
 
     def __repr__(self):
         kind = "Aligner" if self.trained else "untrained Aligner"
-        h, w = self.output_shape
-        return f"{kind}({self.network.config['backbone']}, {self.input_size} px -> {h} x {w}, passes={self.passes})"
+        backbone, (h, w) = self.network.config["backbone"], self.output_shape
+        return f"{kind}({backbone}, {self.input_size} px -> {h} x {w}, passes={self.passes})"
 
-# %% ../nbs/11_inference.ipynb #bb49cff8
+# %% ../nbs/11_inference.ipynb #5ceabf9f
 @patch(cls_method=True)
 def load(
     cls: Aligner,
-    checkpoint: str | Path | None = None, # name of a released aligner, a file, or a run directory; None: the default
+    checkpoint: str | Path | None = None, # a released aligner, a file, or a run directory; None: the default
     device: str = "cpu", # as in `choose_device`
     passes: int | None = None, # looks at each film; None: as it was trained, else 1
 ) -> Aligner:
-    "Read an aligner without executing any code from the file; FileNotFoundError or CheckpointError name the file."
+    "Read an aligner, executing nothing from the file; FileNotFoundError or CheckpointError name the file."
     path = find_checkpoint(checkpoint)
     network, canonical, facts = read_network(path)
     return cls(network, facts, canonical, device, passes, hashlib.sha256(path.read_bytes()).hexdigest())
 
-# %% ../nbs/11_inference.ipynb #cea4d046
+# %% ../nbs/11_inference.ipynb #bc1d0a7b
 PIXEL_TYPES = ("uint8", "uint16", "float32", "float64")
 
 
@@ -226,13 +227,14 @@ def check_picture(
     "The picture as an array; ValueError says what is wrong with it."
     image = np.asarray(image)
     if image.dtype not in [np.dtype(name) for name in PIXEL_TYPES]:
-        raise ValueError(f"a picture has pixels of the type {', '.join(PIXEL_TYPES)}, not {image.dtype}; convert it first")
+        types = ", ".join(PIXEL_TYPES)
+        raise ValueError(f"a picture has pixels of the type {types}, not {image.dtype}; convert it first")
     if image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] > (4,):
-        raise ValueError(f"a picture has the shape (H, W) or (H, W, C) with 1 to 4 channels, not {image.shape}")
-    if max(image.shape) > 32766: raise ValueError(f"a picture of {image.shape} pixels is too large: 32,766 a side at most")
+        raise ValueError(f"a picture has the shape (H, W) or (H, W, 1 to 4 channels), not {image.shape}")
+    if max(image.shape) > 32766: raise ValueError(f"a picture of {image.shape}: sides up to 32,766 only")
     return image
 
-# %% ../nbs/11_inference.ipynb #42ea4092
+# %% ../nbs/11_inference.ipynb #ee509643
 @patch
 def prepare(
     self: Aligner,
@@ -240,8 +242,8 @@ def prepare(
 ) -> np.ndarray: # (S, S) uint8
     "A picture as the network sees it; ValueError if it cannot be aligned."
     with np.errstate(over="ignore", invalid="ignore"): unit = to_unit(check_picture(image))
-    if not np.isfinite(unit).all(): raise ValueError("the grey values of the picture are too large for 32 bits")
-    if not unit.any(): raise ValueError("all pixels of the picture have the same grey value; there is nothing to align")
+    if not np.isfinite(unit).all(): raise ValueError("the grey values are too large for 32 bits")
+    if not unit.any(): raise ValueError("all pixels have the same grey value; there is nothing to align")
     return np.rint(letterbox(unit, self.input_size) * 255).astype(np.uint8)
 
 # %% ../nbs/11_inference.ipynb #4f14d427
@@ -259,7 +261,7 @@ def locate(
     parts = [look(squares[start:start + chunk]) for start in range(0, len(squares), chunk)]
     return torch.cat(parts) if parts else torch.zeros(0, 2, 3)
 
-# %% ../nbs/11_inference.ipynb #e887d369
+# %% ../nbs/11_inference.ipynb #c9c7df29
 @patch
 def draw(
     self: Aligner,
@@ -277,11 +279,12 @@ def draw(
 def check_shape(shape) -> tuple[int, int]:
     "An output shape as two whole numbers; ValueError for anything else."
     try: h, w = (int(side) for side in shape if side == int(side))
-    except (TypeError, ValueError): raise ValueError(f"shape = {shape!r}: give (height, width) in pixels") from None
-    if not (1 <= h <= 8000 and 1 <= w <= 8000): raise ValueError(f"shape = {shape!r}: from 1 to 8000 pixels a side")
+    except (TypeError, ValueError): h = w = 0
+    if not (1 <= h <= 8000 and 1 <= w <= 8000):
+        raise ValueError(f"shape = {shape!r}: give (height, width), each from 1 to 8000 pixels")
     return h, w
 
-# %% ../nbs/11_inference.ipynb #8dd10012
+# %% ../nbs/11_inference.ipynb #7f5fdbba
 @patch
 def batch(
     self: Aligner,
@@ -295,7 +298,8 @@ def batch(
         try: squares.append(self.prepare(image))
         except ValueError as error: raise ValueError(f"image {number}: {error}") from None
     if not images: return []
-    return [self.draw(image, theta, shape) for image, theta in zip(images, self.locate(np.stack(squares), chunk))]
+    thetas = self.locate(np.stack(squares), chunk)
+    return [self.draw(image, theta, shape) for image, theta in zip(images, thetas)]
 
 
 @patch

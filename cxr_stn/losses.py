@@ -36,15 +36,16 @@ def squared_loss(
     "Weighted mean squared difference of grey values: the reference method's pixel term."
     return (weight * (images - target)**2).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1e-6)
 
-# %% ../nbs/08_losses.ipynb #a8155832
+# %% ../nbs/08_losses.ipynb #19f247e3
 def feature_loss(
     maps: Sequence[Tensor], # one (B, C, h, w) per layer
     target: Sequence[Tensor], # one (1 or B, C, h, w) per layer
     weight: Tensor, # (1 or B, 1, H, W), 0 where an image has no pixels
     distance: str = "cosine", # or "squared"
 ) -> Tensor: # (B,) mean over layers
-    "Perceptual loss between feature maps (Johnson et al., 2016)."
-    if distance not in ("cosine", "squared"): raise ValueError(f"distance {distance!r} is not cosine or squared")
+    "Perceptual loss between feature maps (Johnson et al., 2016); ValueError for an unknown distance."
+    if distance not in ("cosine", "squared"):
+        raise ValueError(f"distance {distance!r} is not cosine or squared")
     terms = []
     for a, b in zip(maps, target):
         share = F.adaptive_avg_pool2d(weight, a.shape[-2:])[:, 0]
@@ -87,12 +88,14 @@ def canonical_features(
         total = sums if total is None else [a + b for a, b in zip(total, sums)]
     return [m / len(films) for m in total]
 
-# %% ../nbs/08_losses.ipynb #1d9d3492
+# %% ../nbs/08_losses.ipynb #6a6e4e24
 def crop_pose(
-    left: float, top: float, right: float, bottom: float, # edges of the crop as shares of the film's width and height
+    left: float, top: float, # edges of the crop as shares of the film's width and height
+    right: float, bottom: float,
 ) -> Tensor: # (1, 6) pose
     "The pose whose frame is a crop of the film. ValueError for an empty crop."
-    if not (left < right and top < bottom): raise ValueError(f"crop ({left}, {top}, {right}, {bottom}): the edges are out of order")
+    if not (left < right and top < bottom):
+        raise ValueError(f"crop ({left}, {top}, {right}, {bottom}): the edges are out of order")
     return torch.tensor([[left + right - 1, top + bottom - 1, right - left, bottom - top, 0, 0]])
 
 # %% ../nbs/08_losses.ipynb #014a4105

