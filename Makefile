@@ -90,7 +90,7 @@ STEPS := train evaluate align
 TRAINED := $(STUDY)/train
 
 train_ARGS    := -f nbs/params/phantom.yaml -p out_dir $(TRAINED)
-evaluate_ARGS := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/evaluate
+evaluate_ARGS := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/evaluate -p n_films 80 -p known_warps 40
 align_ARGS    := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/align
 
 $(STUDY)/train.ipynb: nbs/params/phantom.yaml
