@@ -13,7 +13,7 @@ from cxr_stn.networks import read_network
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("CXR_STN_DATA", "/nonexistent"))
-SMALL = dict(n_films=40, input_size=64, output_height=60, output_width=48, batch_size=8, epochs=1)
+SMALL = dict(n_films=40, n_phantoms=60, input_size=64, output_height=60, output_width=48, batch_size=8, epochs=1)
 
 
 def papermill(notebook, out, cwd=ROOT, wrong=False, **params):
