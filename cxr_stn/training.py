@@ -36,13 +36,13 @@ from .losses import (anchor_loss, canonical_chest, canonical_features, correlati
 from .networks import AlignerNetwork, FeatureNetwork, locate, read_network, save_network
 from .stn import compose, matrix_to_theta, pixel_to_normalised, pose_to_theta, warp
 
-# %% ../nbs/09_training.ipynb #9a456ce9
+# %% ../nbs/09_training.ipynb #62fc523b
 class FilmParams(Params):
     "Which films, how they are loaded, and on what hardware."
     data: Literal["phantom", "nih", "folder"] = Field(
         "phantom", description="built-in phantom, ChestX-ray14, or any folder of films")
     data_dir: Optional[str] = Field(None, description="folder of the films; not for the phantom")
-    n_films: Optional[int] = Field(None, ge=1, description="use so many films at most; None: all, and 160 of the phantom")
+    n_films: Optional[int] = Field(None, ge=1, description="use so many films at most; None: all, and 240 of the phantom")
     phantom_pose: float = Field(1.0, ge=0, le=2, description="strength of the phantom's pose variation")
     valid_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="share of the training patients kept for validation")
@@ -203,11 +203,11 @@ def phantom_places(
     places = pixel_to_normalised((size, size)) @ matrices @ frame_to_lungs(lung_box)
     return torch.tensor(places[:, :2], dtype=torch.float32)
 
-# %% ../nbs/09_training.ipynb #5f49dbc0
+# %% ../nbs/09_training.ipynb #8d385afc
 def load_prepared(
     params: FilmParams, # which films
     size: int, # side of the square, pixels
-    n_default: int = 160, # phantoms, if n_films is not given
+    n_default: int = 240, # phantoms, if n_films is not given
 ) -> Prepared:
     "The films of a run, ready for a network; cached in `cache_dir`."
     options = dict(size=size, pose=params.phantom_pose) if params.data == "phantom" else {}
