@@ -113,6 +113,7 @@ def readme(root=ROOT):
     pictures = resources.get("outputs", {})
     for name in pictures: text = text.replace(f"({name})", f"({FIGURES.name}/{name})")
     text = re.sub(r"<style.*?</style>\n?", "", from_root(text), flags=re.S)
+    text = re.sub(r"^```python\s*```\n", "", text, flags=re.M)  # cells that show their result only
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"
     note = "<!-- made from nbs/index.ipynb by `make readme`; edit the notebook -->\n\n"
     return {Path("README.md"): (note + text).encode(), **{FIGURES/n: data for n, data in pictures.items()}}
