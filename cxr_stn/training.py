@@ -524,7 +524,7 @@ def threads(params: TrainParams):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/09_training.ipynb #a1d149d3
+# %% ../nbs/09_training.ipynb #cfd7ec7d
 def make_trainer(
     params: TrainParams,
     folder: Path, # of the run
@@ -535,7 +535,8 @@ def make_trainer(
     from pytorch_lightning.loggers import TensorBoardLogger
     callbacks = [EpochLog(folder / "log.csv"), Pictures(), Export(folder / "aligner.safetensors", **facts),
                  LearningRateMonitor("step"),
-                 ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0)]
+                 ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
+                                 save_on_train_epoch_end=True)]
     logger = TensorBoardLogger(folder, name="tensorboard", version="")
     return pl.Trainer(
         accelerator=params.accelerator, devices=params.devices, num_nodes=params.num_nodes,

@@ -60,6 +60,9 @@ def test_the_answer_does_not_depend_on_the_exposure(name, template):
 
 @pytest.mark.parametrize("name", list(PEERS))
 def test_a_blank_film_is_answered_or_fails_by_name(name, template):
+    if name == "lungs_finder" and not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 without contrib: refused, with the remedy
+        with pytest.raises(PeerUnavailable, match="opencv"): make_peer(name, FRAME, template)
+        return
     peer = available(name, template)
     try: assert np.isfinite(peer(np.zeros((200, 160), np.uint8))).all()
     except AlignmentFailed as failure: assert str(failure)
