@@ -64,15 +64,17 @@ def smooth(
     points = np.asarray(points, np.float64)
     return spline_basis(points.shape[-2], steps, closed) @ points
 
-# %% ../nbs/03_phantom.ipynb #07950bef
+# %% ../nbs/03_phantom.ipynb #2bd61c68
 @dataclass(frozen=True)
 class Anatomy:
     "One chest, at the moment of one film; lengths in centimetres."
     half_width: float       # of the box around both lungs
     half_height: float      # of the same box
     taper: float            # how much narrower the lungs are at the top: 0 a barrel, 1 usual
+    apex: tuple             # top of the right and of the left lung, as fraction of the box
+    floor: tuple            # lowest point of the right and of the left lung, as fraction of the box
     dome: tuple             # height of the right and of the left diaphragm, as fraction of the box
-    midline: float          # half of the gap between the lungs, as fraction of half_width
+    midline: tuple          # inner edge of the right and of the left lung, as fraction of half_width
     wall: float             # tissue lateral of the lungs
     depth: float            # front to back
     shoulder: float         # how high the shoulders are above their usual place
@@ -97,7 +99,7 @@ def bounded(value: float, low: float, high: float) -> float:
     "The value, or the nearer limit."
     return min(max(value, low), high)
 
-# %% ../nbs/03_phantom.ipynb #988ffa36
+# %% ../nbs/03_phantom.ipynb #69b466d1
 def draw_anatomy(
     rng: np.random.Generator, # the patient's generator
     view: str = "PA",         # "PA" standing, "AP" in bed
@@ -108,21 +110,22 @@ def draw_anatomy(
     "Draw a patient's chest."
     bed, flat, large = view == "AP", severity.get("Emphysema", 0), severity.get("Cardiomegaly", 0)
     width = rng.normal(13.2, 0.8) + 0.8 * male
-    aspect = bounded(rng.normal(0.91, 0.11), 0.6, 1.2) * (0.9 if bed else 1) * (1 + 0.13 * flat)
+    aspect = bounded(rng.normal(0.87, 0.12), 0.55, 1.2) * (0.9 if bed else 1) * (1 + 0.13 * flat)
     fat = rng.gamma(2.0, 1.0)
     lift = severity.get("Atelectasis", 0) * 0.13 * (np.arange(2) == rng.integers(2))
-    dome = rng.normal(0.6, 0.08) + np.array([0, rng.normal(0.12, 0.05)])
-    dome = np.minimum(np.maximum(dome, 0.3), 0.78) + 0.13 * flat - lift
+    apex, floor = rng.normal(-1, 0.03, 2), np.clip(rng.normal((0.93, 0.99), (0.08, 0.05)), 0.75, 1.08)
+    gap = np.clip(rng.normal((0.25, 0.21), 0.09) - 0.13 * flat + lift, 0.04, 0.6)
     heart = rng.normal(0.45, 0.03) + 0.05 * bed - 0.05 * flat + 0.14 * large
     arms = rng.normal(15 if bed else 45, 12, 2) + rng.normal(0, 25)
     return Anatomy(
-        half_width=width, half_height=width * aspect, taper=rng.normal(1, 0.15), dome=tuple(dome.tolist()),
-        midline=rng.normal(0.15, 0.02), wall=1.6 + 0.9 * fat, depth=rng.normal(20, 1.5) + 2 * fat,
+        half_width=width, half_height=width * aspect, taper=bounded(rng.normal(1, 0.15), 0.7, 1.15), apex=tuple(apex.tolist()),
+        floor=tuple(floor.tolist()), dome=tuple((floor - gap).tolist()),
+        midline=tuple(bounded(edge, 0.03, 0.28) for edge in rng.normal(0.14, 0.045, 2).tolist()), wall=1.6 + 0.9 * fat, depth=rng.normal(20, 1.5) + 2 * fat,
         shoulder=rng.normal(1.2, 1.5) + 0.8 * bed, heart=heart,
         arm=tuple(bounded(arm, 2, 120) for arm in arms.tolist()),
         heart_lean=rng.normal(0.66, 0.04),
         knob=bounded(rng.normal(0.24, 0.03) + 0.001 * (age - 50), 0.17, 0.36), bend=rng.normal(0, 0.4),
-        rib_pitch=width * (0.5 + 0.53 * aspect) * rng.normal(0.172, 0.012),
+        rib_pitch=width * (0.8 + 0.22 * aspect) * rng.normal(0.172, 0.014),
         rib_slope=bounded(rng.normal(1, 0.25), 0.4, 1.7),
         rib_bone=bounded(rng.normal(1, 0.2), 0.4, 1.6), clavicle=rng.normal(3.5, 1.0) - 1.5 * bed,
         air=bounded(rng.normal(0.62, 0.05) - 0.06 * bed + 0.08 * flat, 0.4, 0.78),
@@ -133,21 +136,21 @@ def draw_anatomy(
 # %% ../nbs/03_phantom.ipynb #92cf7172
 VESSEL_TREES = 12   # stored vessel trees, see below
 
-# %% ../nbs/03_phantom.ipynb #94929fed
+# %% ../nbs/03_phantom.ipynb #01c8e7c8
 def lung_controls(
     anatomy: Anatomy,
     side: int,          # 0 the patient's right lung, 1 the left
 ) -> np.ndarray:        # (K, 2) control points in units of the box, x counted away from the midline
     "Control points of one lung, from the apex down the outside and back up the inside."
-    dome, inner, floor = anatomy.dome[side], anatomy.midline, (0.94, 1.0)[side]
-    drop = floor - dome
+    dome, inner, floor = anatomy.dome[side], anatomy.midline[side], anatomy.floor[side]
+    drop, top = floor - dome, anatomy.apex[side]
     points = np.array([
-        (0.36, -1.0), (0.52, -0.91), (0.66, -0.74), (0.77, -0.5), (0.85, -0.22), (0.91, 0.12), (0.955, 0.45),
+        (0.36, top), (0.52, top + 0.09), (0.66, top + 0.26), (0.77, -0.5), (0.85, -0.22), (0.91, 0.12), (0.955, 0.45),
         (1.0, floor - 0.15), (0.99, floor), (0.95, floor - 0.25 * drop), (0.83, dome + 0.36 * drop),
         (0.65, dome + 0.08 * drop),
         (0.46, dome), (0.30, dome + 0.06 * drop), (inner + 0.05, dome + 0.22 * drop),
         (inner + 0.01, dome + 0.1 * drop),
-        (inner + 0.01, 0.1), (inner - 0.01, -0.35), (inner - 0.01, -0.7), (inner + 0.07, -0.94)])
+        (inner + 0.01, 0.1), (inner - 0.01, -0.35), (inner - 0.01, -0.7), (inner + 0.07, top + 0.06)])
     points[:9, 0] = 1 - anatomy.taper * (1 - points[:9, 0])
     return points
 
