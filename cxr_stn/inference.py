@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'HOW_TO_TRAIN', 'PIXEL_TYPES', 'Pose', 'read_pose', 'map_points', 'Aligned', 'block_size',
            'samples_per_pixel', 'average_blocks', 'resample', 'released_aligners', 'find_checkpoint', 'write_untrained',
-           'default_checkpoint', 'choose_device', 'Aligner', 'check_picture', 'check_shape']
+           'default_checkpoint', 'choose_device', 'Aligner', 'check_picture', 'Finding', 'letterboxed',
+           'opposite_greys', 'check_shape']
 
 # %% ../nbs/11_inference.ipynb #3ebb73f0
 import hashlib
@@ -54,13 +55,17 @@ def map_points(
         raise ValueError(f"points have the shape (N, 2), x and y of each, not {points.shape}")
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
-# %% ../nbs/11_inference.ipynb #85f9787d
+# %% ../nbs/11_inference.ipynb #e187233b
 @dataclass(frozen=True, eq=False)
 class Aligned:
     "An aligned image and how it came about."
     image: np.ndarray # (h, w) or (h, w, C), in the type of the original; zero outside of it
     matrix: np.ndarray # (3, 3) float64, pixel centre (x, y, 1) of the aligned image -> of the original
     pose: Pose
+    confidence: float = math.nan # 0 to 1: how well the lungs found cover the mean lungs; nan: not known
+    flagged: bool = False # too little confidence: the film was letterboxed and not aligned
+    mirrored: bool = False # left and right seem to be exchanged; this is reported and not undone
+    inverted: bool = False # air was white; this has been undone
 
     @property
     def shape(self) -> tuple[int, int]: # (h, w) in pixels
@@ -74,7 +79,8 @@ class Aligned:
 
     def __repr__(self):
         numbers = ", ".join(f"{name}={value:.3f}" for name, value in self.pose._asdict().items())
-        return f"Aligned({self.shape[0]} x {self.shape[1]} {self.image.dtype}, {numbers})"
+        signs = "".join(f", {name}" for name in ("flagged", "mirrored", "inverted") if getattr(self, name))
+        return f"Aligned({self.shape[0]} x {self.shape[1]} {self.image.dtype}, {numbers}{signs})"
 
 # %% ../nbs/11_inference.ipynb #b5cf98a0
 def block_size(
@@ -143,7 +149,7 @@ def find_checkpoint(
     if not path.is_file(): raise FileNotFoundError(f"no file {path}: did the training end? {there}")
     return path
 
-# %% ../nbs/11_inference.ipynb #d91f82b9
+# %% ../nbs/11_inference.ipynb #5c1cafe3
 def write_untrained(
     path: Path, # ends in .safetensors
 ):
@@ -153,10 +159,12 @@ def write_untrained(
         save_network(path, AlignerNetwork(), trained=False)
 
 
-def default_checkpoint() -> Path:
+def default_checkpoint(
+    own_first: bool = False, # rather the aligner in runs/train, if there is one
+) -> Path:
     "The aligner to use when nobody said which."
     trained, shipped = output_path("runs/train/aligner.safetensors"), released_aligners()
-    if trained.is_file(): return trained
+    if trained.is_file() and (own_first or DEFAULT not in shipped): return trained
     if DEFAULT in shipped: return shipped[DEFAULT]
     untrained = output_path("runs/untrained/aligner.safetensors")
     if not untrained.is_file(): write_untrained(untrained)
@@ -177,7 +185,7 @@ def choose_device(
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); choose auto or cpu") from None
 
-# %% ../nbs/11_inference.ipynb #4a878cfa
+# %% ../nbs/11_inference.ipynb #ea9ca8ec
 class Aligner:
     "Aligns X-rays; make one with `Aligner.load`."
     def __init__(
@@ -186,7 +194,7 @@ class Aligner:
         facts: dict | None = None, # what is known of its training
         canonical: Tensor | None = None, # (1, 1, h, w) the chest it aligns to
         device: str = "cpu", # as in `choose_device`
-        passes: int | None = None, # looks at each film, see `networks.locate`; None: as trained, else 1
+        passes: int | None = None, # looks at each film, see `networks.examine`; None: as trained, else 1
         checksum: str = "", # SHA-256 of the checkpoint
     ):
         self.facts, self.canonical, self.checksum = facts or {}, canonical, checksum
@@ -246,34 +254,67 @@ def prepare(
     if not unit.any(): raise ValueError("all pixels have the same grey value; there is nothing to align")
     return np.rint(letterbox(unit, self.input_size) * 255).astype(np.uint8)
 
-# %% ../nbs/11_inference.ipynb #4f14d427
+# %% ../nbs/11_inference.ipynb #1c0e43e7
+class Finding(NamedTuple):
+    "What the aligner says of one film."
+    theta: Tensor # (2, 3) normalised, frame -> square film, quarter turns included
+    confidence: float = math.nan # 0 to 1; nan: not known
+    flagged: bool = False
+    mirrored: bool = False
+    inverted: bool = False
+
+
+def letterboxed(
+    shape: tuple[int, int], # (h, w) of the frame
+) -> Tensor: # (2, 3)
+    "The frame around a whole square film, sides in proportion."
+    h, w = shape
+    return torch.tensor([[w / min(h, w), 0, 0], [0, h / min(h, w), 0]])
+
+# %% ../nbs/11_inference.ipynb #0d9c1b9a
 @patch
 @torch.inference_mode()
-def locate(
+def find(
     self: Aligner,
     squares: np.ndarray, # (N, S, S) uint8, as `prepare` makes them
     chunk: int = 32, # films that go through the network together
-) -> Tensor: # (N, 2, 3) normalised, frame -> square film, quarter turns included
-    "Where the output frame lies on each film."
-    def look(some):
-        films = torch.from_numpy(np.ascontiguousarray(some)).to(self.device).unsqueeze(1).float() / 255
-        return networks.locate(self.network, films, self.passes).cpu()
-    parts = [look(squares[start:start + chunk]) for start in range(0, len(squares), chunk)]
-    return torch.cat(parts) if parts else torch.zeros(0, 2, 3)
+) -> list[Finding]: # one a film
+    "Where the output frame lies on each film, and how the film was put in."
+    findings, threshold = [], self.network.threshold.item()
+    for start in range(0, len(squares), chunk):
+        some = torch.from_numpy(np.ascontiguousarray(squares[start:start + chunk]))
+        found = networks.examine(self.network, some.to(self.device).unsqueeze(1).float() / 255, self.passes)
+        theta, numbers = found.theta.cpu(), torch.stack(found[1:], 1).tolist()
+        for place, (confidence, mirrored, inverted) in zip(theta, numbers):
+            if confidence < threshold:
+                findings.append(Finding(letterboxed(self.output_shape), confidence, True))
+            else: findings.append(Finding(place, confidence, False, mirrored > 0.5, inverted > 0.5))
+    return findings
 
-# %% ../nbs/11_inference.ipynb #c9c7df29
+# %% ../nbs/11_inference.ipynb #8b7ff77e
 @patch
 def draw(
     self: Aligner,
     image: np.ndarray, # (H, W) or (H, W, C), the original
-    theta: Tensor, # (2, 3) normalised, frame -> square film
+    finding: Finding | Tensor, # what was found, or only (2, 3) normalised, frame -> square film
     shape: tuple[int, int] | None = None, # (h, w) of the output; None: the network's
 ) -> Aligned:
     "The aligned image of a film of which it is known where the frame lies."
+    if not isinstance(finding, Finding): finding = Finding(finding)
     shape = check_shape(self.output_shape if shape is None else shape)
-    on_square = theta_to_matrix(theta, (self.input_size, self.input_size), shape)
+    on_square = theta_to_matrix(finding.theta, (self.input_size, self.input_size), shape)
     matrix = letterbox_matrix(image.shape, self.input_size) @ on_square
-    return Aligned(resample(image, matrix, shape), matrix, read_pose(theta))
+    if finding.inverted: image = opposite_greys(image)
+    return Aligned(resample(image, matrix, shape), matrix, read_pose(finding.theta), *finding[1:])
+
+
+def opposite_greys(
+    image: np.ndarray, # (H, W) or (H, W, C), C up to 4
+) -> np.ndarray: # the same shape and type
+    "Black and white exchanged within the image's own range; a fourth channel (opacity) stays as it is."
+    colours = image[..., :3] if image.ndim == 3 else image
+    turned = colours.max() - (colours - colours.min())
+    return np.concatenate([turned, image[..., 3:]], -1) if image.ndim == 3 else turned
 
 
 def check_shape(shape) -> tuple[int, int]:
@@ -284,7 +325,7 @@ def check_shape(shape) -> tuple[int, int]:
         raise ValueError(f"shape = {shape!r}: give (height, width), each from 1 to 8000 pixels")
     return h, w
 
-# %% ../nbs/11_inference.ipynb #7f5fdbba
+# %% ../nbs/11_inference.ipynb #deff2b1a
 @patch
 def batch(
     self: Aligner,
@@ -298,8 +339,8 @@ def batch(
         try: squares.append(self.prepare(image))
         except ValueError as error: raise ValueError(f"image {number}: {error}") from None
     if not images: return []
-    thetas = self.locate(np.stack(squares), chunk)
-    return [self.draw(image, theta, shape) for image, theta in zip(images, thetas)]
+    findings = self.find(np.stack(squares), chunk)
+    return [self.draw(image, finding, shape) for image, finding in zip(images, findings)]
 
 
 @patch
@@ -310,4 +351,4 @@ def __call__(
 ) -> Aligned:
     "Align one picture; ValueError if that is not possible."
     image = np.asarray(image)
-    return self.draw(image, self.locate(self.prepare(image)[None])[0], shape)
+    return self.draw(image, self.find(self.prepare(image)[None])[0], shape)

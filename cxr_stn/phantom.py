@@ -99,7 +99,7 @@ def bounded(value: float, low: float, high: float) -> float:
     "The value, or the nearer limit."
     return min(max(value, low), high)
 
-# %% ../nbs/03_phantom.ipynb #69b466d1
+# %% ../nbs/03_phantom.ipynb #a74e9628
 def draw_anatomy(
     rng: np.random.Generator, # the patient's generator
     view: str = "PA",         # "PA" standing, "AP" in bed
@@ -118,9 +118,10 @@ def draw_anatomy(
     heart = rng.normal(0.45, 0.03) + 0.05 * bed - 0.05 * flat + 0.14 * large
     arms = rng.normal(15 if bed else 45, 12, 2) + rng.normal(0, 25)
     return Anatomy(
-        half_width=width, half_height=width * aspect, taper=bounded(rng.normal(1, 0.15), 0.7, 1.15), apex=tuple(apex.tolist()),
-        floor=tuple(floor.tolist()), dome=tuple((floor - gap).tolist()),
-        midline=tuple(bounded(edge, 0.03, 0.28) for edge in rng.normal(0.14, 0.045, 2).tolist()), wall=1.6 + 0.9 * fat, depth=rng.normal(20, 1.5) + 2 * fat,
+        half_width=width, half_height=width * aspect, taper=bounded(rng.normal(1, 0.15), 0.7, 1.15),
+        apex=tuple(apex.tolist()), floor=tuple(floor.tolist()), dome=tuple((floor - gap).tolist()),
+        midline=tuple(np.clip(rng.normal(0.14, 0.045, 2), 0.03, 0.28).tolist()),
+        wall=1.6 + 0.9 * fat, depth=rng.normal(20, 1.5) + 2 * fat,
         shoulder=rng.normal(1.2, 1.5) + 0.8 * bed, heart=heart,
         arm=tuple(bounded(arm, 2, 120) for arm in arms.tolist()),
         heart_lean=rng.normal(0.66, 0.04),
@@ -1279,12 +1280,26 @@ def plan(phantom: Phantom, index: int, findings=None) -> dict:
     return dict(rng=rng, row=row, labels=labels, pose=pose, exposure=exposure, present=present,
                 anatomy=anatomy)
 
-# %% ../nbs/03_phantom.ipynb #88e21685
+# %% ../nbs/03_phantom.ipynb #24547e3c
 @patch
 def matrix(self: Phantom, index: int) -> np.ndarray: # (3, 3) canonical (u, v, 1) -> pixel centre
     "The true pose of a film, without drawing it."
     planned = plan(self, index)
     return pose_matrix(planned["anatomy"], planned["pose"], self.size)
+
+
+@patch
+def truth(
+    self: Phantom, index: int,
+) -> tuple: # (3, 3) as `matrix`; (2, 4) x0, y0, x1, y1 of each lung, canonical; (H, W) bool, both lungs
+    "Pose, lung boxes and lung mask of a film, without drawing it."
+    planned = plan(self, index)
+    anatomy, pose = planned["anatomy"], planned["pose"]
+    canvas, half = Canvas(centimetres_to_film(pose, self.size), self.size), [anatomy.half_width, anatomy.half_height]
+    outlines, mask = lung_outlines(anatomy), np.zeros((2, self.size, self.size), np.uint8)
+    for layer, outline in zip(mask, outlines): canvas.fill(layer, outline)
+    boxes = np.array([[*(outline / half).min(0), *(outline / half).max(0)] for outline in outlines])
+    return pose_matrix(anatomy, pose, self.size), boxes, (mask > 127).any(0)
 
 # %% ../nbs/03_phantom.ipynb #c0cfb071
 def render(phantom: Phantom, index: int, findings=None) -> PhantomFilm:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSE_NAMES', 'FAMILIES', 'pixel_to_normalised', 'theta_to_matrix', 'matrix_to_theta', 'compose', 'invert',
-           'pose_to_theta', 'theta_to_pose', 'BoundedPose', 'warp']
+           'pose_to_theta', 'theta_to_pose', 'turn_theta', 'flip_frame', 'BoundedPose', 'warp']
 
 # %% ../nbs/04_stn.ipynb #e4f55c8b
 import math
@@ -93,6 +93,24 @@ def theta_to_pose(
     cos, sin = angle.cos(), angle.sin()
     sy = d * cos - b * sin
     return torch.stack([theta[:, 0, 2], theta[:, 1, 2], sx, sy, angle, (b * cos + d * sin) / sy], -1)
+
+# %% ../nbs/04_stn.ipynb #de791c5c
+def turn_theta(
+    turns: Tensor, # (B,) quarter turns
+) -> Tensor: # (B, 2, 3)
+    "Rotation of a square film about its middle, by quarter turns."
+    angle = turns.float() * (math.pi / 2)
+    one, zero = torch.ones_like(angle), torch.zeros_like(angle)
+    return pose_to_theta(torch.stack([zero, zero, one, one, angle, zero], -1))
+
+
+def flip_frame(
+    theta: Tensor, # (B, 2, 3) frame -> film
+    flipped: Tensor, # (B,) bool
+) -> Tensor: # (B, 2, 3)
+    "Exchange left and right of the frame where asked: the first column changes its sign."
+    sign = torch.where(flipped, -1.0, 1.0).to(theta)
+    return torch.cat([theta[..., :1] * sign[:, None, None], theta[..., 1:]], -1)
 
 # %% ../nbs/04_stn.ipynb #1d726b26
 FAMILIES = {

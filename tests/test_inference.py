@@ -25,7 +25,7 @@ def network(pose=(.15, -.1, .7, .8, 25), turn=0, spread=0.0, family="pose"):
     net = AlignerNetwork(weights="none", input_size=64, output_height=60, output_width=48, family=family)
     tx, ty, sx, sy, angle = pose
     raw = torch.tensor([tx, ty, math.log(sx), math.log(sy), math.radians(angle)]) / net.bounded.bounds
-    net.localiser.answer.bias.data = torch.cat([torch.atanh(raw), torch.eye(4)[turn]])
+    net.localiser.answer.bias.data = torch.cat([torch.atanh(raw), torch.eye(4)[turn], torch.tensor([-5.0, -5.0])])
     torch.nn.init.normal_(net.localiser.answer.weight, std=spread)
     return net
 
@@ -268,5 +268,6 @@ def test_the_default_of_the_study(shipped, tmp_path, monkeypatch, capsys):
     assert default_checkpoint() == shipped/"chest.safetensors"
     capsys.readouterr()
     save_network(root/"runs"/"train"/"aligner.safetensors", network())
-    assert default_checkpoint() == root/"runs"/"train"/"aligner.safetensors" == find_checkpoint("runs/train")
+    assert default_checkpoint() == shipped/"chest.safetensors"
+    assert default_checkpoint(own_first=True) == root/"runs"/"train"/"aligner.safetensors" == find_checkpoint("runs/train")
     assert capsys.readouterr().out == ""
