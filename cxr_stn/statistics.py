@@ -7,18 +7,22 @@ __all__ = ['ESTIMATES', 'AGE_BANDS', 'SHARES', 'placements', 'auroc', 'class_aur
            'scatter', 'p_value', 'interval', 'share_interval', 'paired_test', 'compare_arms', 'holm',
            'bootstrap_aurocs', 'reliability', 'calibration_error', 'clustered_mean', 'measures', 'choose_threshold',
            'operating_point', 'subgroups', 'compare_subgroups', 'simulate_scores', 'simulate_error_rates',
-           'detectable_difference']
+           'SimulationParams', 'simulation_films', 'detectable_difference']
 
-# %% ../nbs/15_statistics.ipynb #e69feacc
+# %% ../nbs/15_statistics.ipynb #79f73581
 from dataclasses import dataclass
+from typing import Literal, Optional
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from scipy import special, stats
 from sklearn.metrics import average_precision_score, roc_curve
 from statsmodels.stats.multitest import multipletests
 
-from .chestxray14 import FINDINGS
+from .chestxray14 import FINDINGS, find_lists, find_metadata, is_listed, read_metadata
+from .core import Params, input_path
+from .phantom import Phantom
 
 # %% ../nbs/15_statistics.ipynb #7cf50c70
 def placements(
@@ -538,6 +542,31 @@ def _rates(counts, rates, repetitions) -> pd.DataFrame:
     table = table.astype({"positives": "Int64", "positive_patients": "Int64"}).reset_index(drop=True)
     error = np.sqrt(rates[:, 1] * (1 - rates[:, 1]) / repetitions)
     return table.assign(repetitions=repetitions, naive=rates[:, 0], clustered=rates[:, 1], clustered_se=error)
+
+# %% ../nbs/15_statistics.ipynb #1df07347
+class SimulationParams(Params):
+    "The parameters of `simulation.ipynb`."
+    data: Literal["phantom", "nih"] = Field("phantom", description="whose patients and labels")
+    data_dir: Optional[str] = Field(None, description="folder with the metadata and the lists of ChestX-ray14")
+    n_films: int = Field(3000, ge=200, description="films of the phantom; no pictures are drawn")
+    repetitions: int = Field(200, ge=1, description="simulated comparisons, for the error rate and for the power")
+    difference: float = Field(0.01, gt=0, lt=.2, description="true difference of AUROC whose power is asked")
+    auroc: float = Field(0.8, gt=.5, lt=1, description="AUROC of the first arm")
+    seed: int = Field(0, ge=0, description="of the phantom and of the scores")
+    out_dir: str = Field("runs/simulation", description="where the tables go")
+
+
+def simulation_films(
+    params: SimulationParams,
+) -> pd.DataFrame: # patient and the findings: the test films of ChestX-ray14, or the phantom's films
+    "Patients and labels to simulate on; ValueError without the folder of ChestX-ray14."
+    if params.data == "phantom":
+        return Phantom(n_films=params.n_films, seed=params.seed, films_per_patient=4).table
+    if params.data_dir is None: raise ValueError("data_dir: data = 'nih' needs the folder of the metadata")
+    folder = input_path(params.data_dir)
+    table, (_, test) = read_metadata(find_metadata(folder)), find_lists(folder)
+    if test is None: raise ValueError(f"{folder}: test_list.txt and train_val_list.txt are not there")
+    return table[is_listed(table["image"], test)].reset_index(drop=True)
 
 # %% ../nbs/15_statistics.ipynb #2b4bd136
 def detectable_difference(
