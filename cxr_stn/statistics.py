@@ -241,7 +241,7 @@ def _estimates(area, spread):
         df = (patients + both)**2 / (patients**2 / spread.df + both**2 / max(len(a) - 1, 1))
     return runs.mean(1), patients, seeds, np.where(np.isnan(df), np.inf, df)
 
-# %% ../nbs/15_statistics.ipynb #784b49e3
+# %% ../nbs/15_statistics.ipynb #1263dcdf
 def _arms(a, b, labels):
     "Scores (S, N, C) of both arms and labels (N, C), checked."
     a, b, labels = np.asarray(a, float), np.asarray(b, float), _labels(labels)
@@ -252,7 +252,7 @@ def _arms(a, b, labels):
 
 def _counts(labels, codes, names) -> pd.DataFrame:
     "Films, patients, positives and so on of each finding, and why it is not estimable."
-    def patients(kind): return [len(np.unique(codes[column])) for column in kind.T]
+    def patients(kind): return [int((np.bincount(codes[column]) > 0).sum()) for column in kind.T]
     positive, negative = labels == 1, labels == 0
     table = pd.DataFrame({"finding": list(names), "films": (positive | negative).sum(0),
                           "patients": patients(positive | negative), "positives": positive.sum(0),
@@ -287,7 +287,7 @@ def compare_arms(
     table.insert(table.columns.get_loc("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
     return table[[c for c in table if c != "note"] + ["note"]]
 
-# %% ../nbs/15_statistics.ipynb #73cddfe7
+# %% ../nbs/15_statistics.ipynb #75e1a283
 ESTIMATES = ["auroc_a", "a_low", "a_high", "auroc_b", "b_low", "b_high", "difference", "low", "high", "p",
              "se_patients", "se_seeds", "df"]
 
@@ -303,9 +303,9 @@ def _macro_counts(labels, codes, used: int) -> pd.DataFrame:
     known = ~np.isnan(labels).all(1)
     note = f"mean of {used} of {labels.shape[1]} findings" if used else "not estimable"
     return pd.DataFrame([dict(finding="macro mean", films=known.sum(), patients=len(np.unique(codes[known])),
-                              positives=int((labels == 1).sum()), positive_patients=len(np.unique(
-                                  codes[(labels == 1).any(1)])), negative_patients=len(np.unique(
-                                      codes[(labels == 0).any(1)])), note=note)])
+                              positives=int((labels == 1).sum()),
+                              positive_patients=len(np.unique(codes[(labels == 1).any(1)])),
+                              negative_patients=len(np.unique(codes[(labels == 0).any(1)])), note=note)])
 
 def _row(area, spread, level) -> dict:
     "One row of estimates, as named in ESTIMATES."
