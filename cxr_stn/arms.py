@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MNIST_SPLITS', 'ENTRIES', 'STILL', 'GREY', 'ClassifierFilmParams', 'ArmParams', 'AugmentParams', 'chestmnist_file',
-           'MnistFilms', 'load_labelled', 'check_fitted', 'open_aligner', 'AlignedCopy', 'prepare_arm',
+           'MnistFilms', 'load_labelled', 'check_fitted', 'aligner_file', 'open_aligner', 'AlignedCopy', 'prepare_arm',
            'aligner_places', 'crop_place', 'mean_area', 'true_places', 'place_films', 'places_table', 'read_places',
            'sample', 'flip_crop', 'Augmentation', 'ArmFilms']
 
@@ -170,7 +170,7 @@ class MnistFilms(Films):
     def manifest_hash(self) -> str: return digest([(self.size, file_facts(self.path)[0]), *self._rows()])
     def pictures_hash(self) -> str: return digest([(self.size, *file_facts(self.path)), *self._rows()])
 
-# %% ../nbs/17_arms.ipynb #76132ca1
+# %% ../nbs/17_arms.ipynb #7d7333e4
 def load_labelled(
     params: ArmParams, # which films
 ) -> Films: # with a column for every finding
@@ -183,8 +183,8 @@ def load_labelled(
     else:
         if p.data == "phantom":
             n_films = n_films or 400
-            options = dict(size=p.film_size, pose=p.phantom_pose, prevalence=p.phantom_prevalence,
-                           conspicuity=p.phantom_conspicuity)
+            options = dict(size=min(max(p.film_size, 64), 512), pose=p.phantom_pose,
+                           prevalence=p.phantom_prevalence, conspicuity=p.phantom_conspicuity)
         films = load_films(p.data, p.data_dir, p.data_seed, n_films, p.valid_fraction, **options)
     if missing := [name for name in FINDINGS if name not in films.table]:
         raise ValueError(f"{films.name}: no label of {', '.join(missing)}; the index of a folder needs a column "
@@ -218,15 +218,21 @@ def check_fitted(
     return (f"The aligner was fitted on {facts['films']} training films of {data}, and there are {n_train} here; "
             "whether the split is the same cannot be told.")
 
-# %% ../nbs/17_arms.ipynb #593a0287
+# %% ../nbs/17_arms.ipynb #cbd7bcab
+def aligner_file(
+    params: ArmParams,
+) -> Path:
+    "The file of a run's aligner; FileNotFoundError says what there is."
+    return default_checkpoint() if params.aligner is None else find_checkpoint(params.aligner)
+
+
 def open_aligner(
     params: ArmParams,
     films: Films, # of the run
 ) -> Aligner:
     "The aligner of a run; prints what is to be known about its training films. ValueError as `check_fitted`."
-    path = default_checkpoint() if params.aligner is None else find_checkpoint(params.aligner)
-    several = params.devices > 1 or params.accelerator == "cpu"
-    aligner = Aligner.load(path, "cpu" if several else "auto")
+    on_cpu = params.devices > 1 or params.accelerator == "cpu"
+    aligner = Aligner.load(aligner_file(params), "cpu" if on_cpu else "auto")
     if remark := check_fitted(aligner.facts, films, params): print(remark)
     return aligner
 
@@ -266,7 +272,7 @@ def prepare_arm(
     if params.aligned_dir: films = AlignedCopy(films, input_path(params.aligned_dir), params.film_size)
     return prepare(films, params.film_size, output_path(params.cache_dir), params.num_workers)
 
-# %% ../nbs/17_arms.ipynb #9df57412
+# %% ../nbs/17_arms.ipynb #101490c3
 def aligner_places(
     aligner: Aligner,
     prepared: Prepared,
@@ -277,7 +283,8 @@ def aligner_places(
     if aligner.input_size != params.film_size:
         seen = prepare(prepared.films, aligner.input_size, output_path(params.cache_dir), params.num_workers)
     if len(seen) != len(prepared): raise ValueError("some films could be prepared at one size only")
-    return aligner.locate(seen.images)
+    parts = (np.array(seen.images[start:start + 256]) for start in range(0, len(seen), 256))
+    return torch.cat([aligner.locate(part) for part in parts])
 
 # %% ../nbs/17_arms.ipynb #ac483fa0
 def crop_place(
@@ -303,12 +310,13 @@ def true_places(
     matrices = np.stack([films.phantom.matrix(int(number)) for number in films.table["number"]])
     return phantom_places(matrices, films.phantom.size, lung_box)
 
-# %% ../nbs/17_arms.ipynb #0344fa7e
+# %% ../nbs/17_arms.ipynb #80454925
 def place_films(
     params: ArmParams,
     prepared: Prepared,
+    earlier: tuple | None = None, # what this function returned before, for the same parameters and films
 ) -> tuple[Tensor, dict]: # (N, 2, 3) normalised, input -> film; images, aligner's checksum, mean area
-    "Where the classifier's input lies on every film. For `joint` this is the whole film, where it looks first."
+    "Where the classifier's input lies on every film; for `joint` it is the whole film before it has learned."
     p, films, checksum = params, prepared.films, None
     places = torch.eye(2, 3).expand(len(films), 2, 3)
     if p.aligned_dir: checksum = digest([(films.pictures_hash(),)])
@@ -316,11 +324,12 @@ def place_films(
     elif p.images == "lung_crop" and p.crop_area: places = crop_place(p.crop_area).expand_as(places)
     elif p.images in ("aligned", "lung_crop"):
         aligner = open_aligner(p, films)
-        checksum, found = aligner.checksum, aligner_places(aligner, prepared, p)
-        places = found
+        checksum = aligner.checksum
+        if earlier and earlier[1]["aligner"] == checksum: return earlier
+        places = aligner_places(aligner, prepared, p)
         if p.images == "lung_crop":
-            area = min(1.0, mean_area(found[prepared.rows("train")]))
-            places = crop_place(area).expand_as(found)
+            area = min(1.0, mean_area(places[prepared.rows("train")]))
+            places = crop_place(area).expand_as(places)
     return places.contiguous(), dict(images=p.images, aligner=checksum, area=round(mean_area(places), 6))
 
 # %% ../nbs/17_arms.ipynb #b5e5a4cc
