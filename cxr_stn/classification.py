@@ -121,7 +121,7 @@ def joint_network(
     size = p.output_size
     return AlignerNetwork(p.stn_backbone, p.stn_weights, p.stn_input_size, size, size), None
 
-# %% ../nbs/18_classification.ipynb #1eb05aa9
+# %% ../nbs/18_classification.ipynb #0d1681d3
 locate_with_gradient = inspect.unwrap(networks.locate)
 
 
@@ -142,6 +142,7 @@ class ClassifierTraining(pl.LightningModule):
         self.stn, self.gamma, self._seen = stn, p.focal_gamma if p.loss == "focal" else 0.0, []
         weights = class_weights(prevalence) if p.loss == "weighted" else None
         self.register_buffer("weights", weights, persistent=False)
+        self.train()
 
     def train(self, mode: bool = True):
         "As usual, but the transformer stays in evaluation mode."
