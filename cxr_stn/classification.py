@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['locate_with_gradient', 'ClassifyParams', 'class_weights', 'classification_loss', 'Classifier', 'joint_network',
-           'ClassifierTraining', 'class_aurocs', 'macro_auroc', 'ClassifierData', 'Patience', 'classifier_trainer',
-           'predict', 'prediction_table', 'start_run', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams',
-           'planned_runs', 'is_finished', 'repeat']
+           'ClassifierTraining', 'ClassifierData', 'Patience', 'classifier_trainer', 'predict', 'prediction_table',
+           'start_run', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs', 'is_finished',
+           'repeat']
 
-# %% ../nbs/18_classification.ipynb #bc1926c0
+# %% ../nbs/18_classification.ipynb #8323f9cc
 import hashlib
 import inspect
 import json
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from pydantic import Field
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -33,9 +32,11 @@ from .arms import (ArmFilms, AugmentParams, Augmentation, aligner_file, open_ali
                           places_table, prepare_arm, read_places, sample)
 from .chestxray14 import FINDINGS
 from .comparison import read_predictions, write_predictions
-from .core import Params, Run, atomic_path, atomic_write, input_path, output_path, project_root, read_yaml
+from .core import (Params, Run, atomic_path, atomic_write, input_path, output_path, project_root,
+                          read_yaml)
 from .inference import choose_device
 from .networks import BUNDLED, AlignerNetwork, GreyInput, load_network
+from .statistics import macro_auroc
 from .stn import compose
 from .training import EpochLog, RunParams, bare_trainer, loader, make_optimizer, quiet, threads
 
@@ -58,7 +59,7 @@ class ClassifyParams(AugmentParams, RunParams):
     stn_weights: str = Field("bundled", description="for joint from identity: bundled, hub, none, or a file")
     stn_input_size: int = Field(64, ge=32, description="for joint from identity: side of what it sees, pixels")
 
-# %% ../nbs/18_classification.ipynb #b05b7b86
+# %% ../nbs/18_classification.ipynb #8a650b3a
 def class_weights(
     prevalence, # (14,) share of training films with each finding
 ) -> Tensor: # (2, 14) weights of films without and with the finding
@@ -75,12 +76,11 @@ def classification_loss(
 ) -> Tensor: # (B, C); its mean is the loss
     "Binary cross-entropy, class-weighted or focal (Lin et al., ICCV 2017)."
     loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    likelihood = torch.exp(-loss)  # p of what is the case
     if weights is not None: loss = loss * torch.where(labels > 0.5, weights[1], weights[0])
-    if gamma: loss = loss * (1 - torch.exp(-F.binary_cross_entropy_with_logits(
-        logits, labels, reduction="none")))**gamma
-    return loss
+    return loss * (1 - likelihood)**gamma if gamma else loss
 
-# %% ../nbs/18_classification.ipynb #f0b04e64
+# %% ../nbs/18_classification.ipynb #d2f6f10f
 class Classifier(nn.Module):
     "A timm network with 14 outputs, for square grey images of any size."
     def __init__(
@@ -99,7 +99,8 @@ class Classifier(nn.Module):
         self.head = nn.Linear(features, len(FINDINGS))
         nn.init.normal_(self.head.weight, std=0.01); nn.init.zeros_(self.head.bias)
         if prevalence is not None:
-            self.head.bias.data = torch.logit(torch.tensor(prevalence, dtype=torch.float32).clamp(1e-4, 1 - 1e-4))
+            start = torch.tensor(prevalence, dtype=torch.float32).clamp(1e-4, 1 - 1e-4)
+            self.head.bias.data = torch.logit(start)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, # (B, 1, H, W) in [0, 1]
@@ -193,26 +194,7 @@ def configure_optimizers(self: ClassifierTraining):
     parts = [(self.classifier, self.params.lr)] + ([(self.stn, self.params.stn_lr)] if self.stn else [])
     return make_optimizer(parts, self.params, self.trainer.estimated_stepping_batches)
 
-# %% ../nbs/18_classification.ipynb #253d8e51
-def class_aurocs(
-    labels: np.ndarray, # (N, C) zeros and ones
-    scores: np.ndarray, # (N, C)
-) -> np.ndarray: # (C,) NaN where it cannot be estimated
-    "AUROC of every finding."
-    both = (labels.min(0) < labels.max(0)) if len(labels) else np.zeros(labels.shape[1], bool)
-    return np.array([roc_auc_score(labels[:, c], scores[:, c]) if both[c] else np.nan
-                     for c in range(labels.shape[1])])
-
-
-def macro_auroc(
-    labels: np.ndarray, # (N, C) zeros and ones
-    scores: np.ndarray, # (N, C)
-) -> float: # NaN if none can be estimated
-    "Mean AUROC of the findings for which it can be estimated."
-    values = class_aurocs(labels, scores)
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-
-# %% ../nbs/18_classification.ipynb #bea3c839
+# %% ../nbs/18_classification.ipynb #85a1cc16
 @patch
 def validation_step(self: ClassifierTraining, batch: dict, index: int):
     "Collect logits, labels and row numbers."
@@ -230,7 +212,7 @@ def on_validation_epoch_end(self: ClassifierTraining):
     logits, labels = logits[once], labels[once]
     weights = None if self.weights is None else self.weights.cpu()
     loss = classification_loss(logits, labels, weights, self.gamma).mean()
-    auroc = macro_auroc(labels.numpy(), logits.numpy())
+    auroc = macro_auroc(logits.numpy(), labels.numpy())
     values = dict(valid_loss=loss, score=-loss if np.isnan(auroc) else auroc)
     self.log_dict(values if np.isnan(auroc) else values | dict(valid_auroc=auroc))
 
@@ -322,7 +304,7 @@ def prediction_table(
              for what, values in (("label", table[list(FINDINGS)].to_numpy(np.float32)), ("prob", probs))}
     return pd.concat([made, pd.DataFrame(pairs)], axis=1)
 
-# %% ../nbs/18_classification.ipynb #70ff4090
+# %% ../nbs/18_classification.ipynb #784ae646
 def start_run(
     run: Run,
     params: ClassifyParams,
@@ -338,8 +320,9 @@ def start_run(
     if stn is not None: facts["aligner"] = checksum
     go_on = earlier is not None and earlier[1] == facts
     if not go_on:
-        for old in ("predictions.parquet", "log.csv", "learned_places.csv"): (run.path / old).unlink(missing_ok=True)
-        for old in ("checkpoints", "tensorboard"): shutil.rmtree(run.path / old, ignore_errors=True)
+        for name in ("predictions.parquet", "log.csv", "learned_places.csv"):
+            (run.path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard"): shutil.rmtree(run.path / name, ignore_errors=True)
         run.write_table("places", places_table(prepared.films, places))
         atomic_write(files[1], json.dumps(facts, indent=1) + "\n")
     return places, facts, stn, go_on
@@ -397,7 +380,7 @@ def fit_classifier(
             if trainer.is_global_zero: finish_run(run, params, data, module, facts)
         return run.path
 
-# %% ../nbs/18_classification.ipynb #a913268d
+# %% ../nbs/18_classification.ipynb #fa82c992
 class RepeatParams(Params):
     "An experiment: the same training in several arms, with several seeds."
     experiment: str = Field("demo", description="name of the experiment")
@@ -415,7 +398,8 @@ def planned_runs(
     "All runs of an experiment; ParameterError for a wrong parameter before anything is computed."
     shared = (read_yaml(input_path(params.params_file)) if params.params_file else {}) | params.parameters
     place = Path(params.out_dir) / params.experiment
-    return {f"{arm}-{seed}": ClassifyParams(**shared | dict(images=arm, seed=seed, out_dir=str(place / f"{arm}-{seed}")))
+    def run(arm, seed): return dict(images=arm, seed=seed, out_dir=str(place / f"{arm}-{seed}"))
+    return {f"{arm}-{seed}": ClassifyParams(**shared | run(arm, seed))
             for seed in params.seeds for arm in params.arms}
 
 # %% ../nbs/18_classification.ipynb #ae1d42f7
