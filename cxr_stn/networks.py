@@ -307,7 +307,7 @@ def centring(
     mean_pose = torch.tensor([[0, 0, 0.9, 0.9, 0, 0]], device=theta.device, dtype=theta.dtype)
     return compose(theta, invert(pose_to_theta(mean_pose)).expand_as(theta))
 
-# %% ../nbs/07_networks.ipynb #01286dad
+# %% ../nbs/07_networks.ipynb #a563d450
 class Found(NamedTuple):
     "Where the frame lies on B films, and how they were put in."
     theta: Tensor # (B, 2, 3) frame -> film, quarter turns included
@@ -316,14 +316,13 @@ class Found(NamedTuple):
     inverted: Tensor # (B,) probability
 
 
-@torch.no_grad()
 def examine(
     network: AlignerNetwork,
     films: Tensor, # (B, 1, S, S) in [0, 1]
     passes: int = 1, # looks; each after the first sees the film as the pose before it shows it
     trust: float = 0.75, # how far the last look's pose follows its lung map
 ) -> Found:
-    "Find the frame on films that may be turned by any multiple of 90 degrees."
+    "Find the frame on films that may be turned by any multiple of 90 degrees; gradients pass through."
     look = network(films)
     turns = look.turn.argmax(1)
     upright, turned = turn_theta(-turns), (turns != 0).nonzero()[:, 0]
@@ -338,6 +337,7 @@ def examine(
     return Found(compose(view, look.theta), network.confidence(look), look.mirrored.sigmoid(), look.inverted.sigmoid())
 
 
+@torch.no_grad()
 def locate(
     network: AlignerNetwork,
     films: Tensor, # (B, 1, S, S) in [0, 1]
