@@ -31,13 +31,14 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study results results-sample notebooks readme export clean
+.PHONY: help install test test-slow check study results release results-sample notebooks readme export clean
 
 help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
 	@echo 'make study      install, then the study on made-up films, into $(STUDY)/        (about 12 minutes)'
 	@echo 'make results    the study, and its tables into results/phantom/                  (about 12 minutes)'
-	@echo 'make results-sample  train and judge on real films in CXR_STN_DATA, into results/ (half an hour)'
+	@echo 'make release    train the released aligner on real films in CXR_STN_DATA         (an hour)'
+	@echo 'make results-sample  judge it on real films in CXR_STN_DATA, into results/       (10 minutes)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
 	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
@@ -111,23 +112,39 @@ study: $(STEPS:%=$(STUDY)/%.ipynb)
 
 # --- results: the curated tables, made from the study and, where there are real films, from the sample ----------
 
-SAMPLE := $(RUNS)/nih14-sample
+RELEASE := $(RUNS)/release
+SAMPLE  := $(RUNS)/nih14-sample
+FILMS   := @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
+PEERS   := [stretch, letterbox, ecc, simpleitk, kornia, lungs_finder]
 
 results: study
 	@mkdir -p results/phantom
 	@cp $(STUDY)/evaluate/*.csv $(STUDY)/train/log.csv results/phantom/
 	@echo "results/phantom/ is made from $(STUDY)/"
 
+# the aligner that ships with the package: trained on the sample's training films and phantoms
+release: $(READY)
+	$(FILMS)
+	@mkdir -p $(RELEASE) cxr_stn/released
+	$(BIN)/papermill nbs/train.ipynb $(RELEASE)/train.ipynb -f nbs/params/release.yaml \
+	  -p data_dir $(CXR_STN_DATA)/nih14-sample -p out_dir $(RELEASE) --log-output
+	@cp $(RELEASE)/aligner.safetensors cxr_stn/released/chest.safetensors
+	@echo "cxr_stn/released/chest.safetensors is made from $(RELEASE)/"
+
+# the released aligner, judged on films of other hospitals with lung masks, and on held-out films of the sample
 results-sample: $(READY)
-	@test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
-	@mkdir -p $(SAMPLE) results/nih14-sample
-	$(BIN)/papermill nbs/train.ipynb $(SAMPLE)/train.ipynb -f nbs/params/nih_sample.yaml \
-	  -p data_dir $(CXR_STN_DATA)/nih14-sample -p out_dir $(SAMPLE)/train --log-output
-	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/evaluate.ipynb -p data masked -p data_dir $(CXR_STN_DATA)/lungmask-dev \
-	  -p checkpoint $(SAMPLE)/train -p out_dir $(SAMPLE)/evaluate -y 'n_films: null' -p known_warps 121 \
+	$(FILMS)
+	@mkdir -p $(SAMPLE) results/lungmask-dev results/nih14-sample
+	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/lungmask.ipynb -p data masked -p data_dir $(CXR_STN_DATA)/lungmask-dev \
+	  -p checkpoint chest -p out_dir $(SAMPLE)/lungmask -y 'n_films: null' -p known_warps 121 \
+	  -y 'peers: $(PEERS)' -p peer_dir $(CXR_STN_DATA)/nih14-sample
+	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/test.ipynb -p data nih -p data_dir $(CXR_STN_DATA)/nih14-sample \
+	  -p checkpoint chest -p out_dir $(SAMPLE)/test -y 'n_films: null' -p known_warps 123 \
 	  -y 'peers: [stretch, letterbox, ecc]' -p peer_dir $(CXR_STN_DATA)/nih14-sample
-	@cp $(SAMPLE)/evaluate/*.csv $(SAMPLE)/train/log.csv results/nih14-sample/
-	@echo "results/nih14-sample/ is made from $(SAMPLE)/"
+	@cp $(SAMPLE)/lungmask/*.csv results/lungmask-dev/
+	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
+	@cp $(RELEASE)/log.csv results/nih14-sample/ 2>/dev/null || true
+	@echo "results/lungmask-dev/ and results/nih14-sample/ are made from $(SAMPLE)/"
 
 # --- notebooks ------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from .films import Films, file_facts, load_films
 from .images import list_images, read_image, to_unit, write_png
 from .inference import Aligned, Aligner, Finding, default_checkpoint, find_checkpoint
 
-# %% ../nbs/13_aligning.ipynb #f042fda7
+# %% ../nbs/13_aligning.ipynb #cf36b8ed
 class AlignParams(Params):
     "All decisions of an alignment run."
     data: Literal["phantom", "nih", "folder"] = Field(
@@ -39,7 +39,7 @@ class AlignParams(Params):
     data_dir: Optional[str] = Field(None, description="folder of the films; not for the phantom")
     checkpoint: Optional[str] = Field(
         None, description="name of a released aligner, a file, or the folder of a training run; "
-                          "None: runs/train if there is one, else the released aligner")
+                          "None: the released aligner")
     n_films: Optional[int] = Field(
         None, ge=1, description="align so many films at most; None: all, and 48 of the phantom")
     out_dir: str = Field("runs/align", description="where the images and tables are written")
