@@ -525,7 +525,7 @@ def _findings_sentence(rows: pd.DataFrame, level: float) -> str:
     parts = [f"{word} for {_named(list(names))}" for word, names in (("better", better), ("worse", worse)) if len(names)]
     return f"After Holm's adjustment, {len(left)} of {n} findings differ significantly: {' and '.join(parts)}."
 
-# %% ../nbs/16_comparison.ipynb #c4c307a6
+# %% ../nbs/16_comparison.ipynb #716d1fb3
 SAID = {"improved": "{arm} improved on {reference}", "worse": "{arm} is worse than {reference}",
         "cannot tell": "Cannot tell whether {arm} differs from {reference}"}
 
@@ -553,8 +553,8 @@ def verdict(
                 f"with and two without it, or the differences have no variance.")
     se = (macro["se_patients"]**2 + np.nan_to_num(macro["se_seeds"])**2)**.5
     head = SAID[result].format(arm=arm, reference=macro["reference"])
-    return (f"{warning}{head[:1].upper()}{head[1:]}: the {macro['note']} in AUROC is {macro['auroc_a']:.4f} for "
-            f"{macro['reference']} and {macro['auroc_b']:.4f} for {arm}, a difference of "
+    return (f"{warning}{head[:1].upper()}{head[1:]}: the macro mean AUROC ({macro['note']}) is "
+            f"{macro['auroc_a']:.4f} for {macro['reference']} and {macro['auroc_b']:.4f} for {arm}, a difference of "
             f"{ranged(macro['difference'], macro['low'], macro['high'], 4, True)}, p {_equals(macro['p'])}, on "
             f"{macro['films']} films of {macro['patients']} patients. {_findings_sentence(rows, level)} A true "
             f"difference of {detectable_difference(se, macro['df'], level):.4f} would have been found in 80% of "
@@ -596,9 +596,9 @@ def forest(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/16_comparison.ipynb #1ce38ab4
+# %% ../nbs/16_comparison.ipynb #f4767853
 def _grid(study: Study, title: str, xlabel: str, ylabel: str):
-    "Small multiples, one a finding; the legend takes a free place or goes below."
+    "Small multiples, one a finding; the legend takes a free place or goes above."
     columns = 4
     rows = -(-len(study.findings) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(7.2, 1.75 * rows + .8), dpi=90, squeeze=False, layout="constrained")
@@ -607,7 +607,9 @@ def _grid(study: Study, title: str, xlabel: str, ylabel: str):
         ax.set_title(name.replace("_", " "), fontsize=8)
         ax.tick_params(labelsize=6)
     handles = [plt.Line2D([], [], label=arm, **STYLES[k % len(STYLES)]) for k, arm in enumerate(study.scores)]
-    fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    free = len(study.findings) < axes.size
+    if free: axes.flat[-1].legend(handles=handles, loc="lower right", frameon=False, fontsize=9)
+    else: fig.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=9)
     fig.suptitle(study.title(title), fontsize=10)
     fig.supxlabel(xlabel, fontsize=8); fig.supylabel(ylabel, fontsize=8)
     return fig, list(axes.flat[:len(study.findings)])
