@@ -115,7 +115,7 @@ study: $(STEPS:%=$(STUDY)/%.ipynb)
 RELEASE := $(RUNS)/release
 SAMPLE  := $(RUNS)/nih14-sample
 FILMS   := @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
-PEERS   := [stretch, letterbox, ecc, simpleitk, kornia, lungs_finder]
+PEERS   ?= [stretch, letterbox, ecc, simpleitk, kornia]
 
 results: study
 	@mkdir -p results/phantom

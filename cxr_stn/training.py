@@ -602,7 +602,7 @@ class Pictures(pl.Callback):
         strip = picture_strip(module, data.films(data.valid_rows, 6))
         trainer.logger.experiment.add_image("initial | aligned | canonical", strip, trainer.current_epoch)
 
-# %% ../nbs/09_training.ipynb #069e7ce8
+# %% ../nbs/09_training.ipynb #44bd6773
 @patch
 @torch.no_grad()
 def settle(
@@ -619,7 +619,7 @@ def settle(
         total = total + warp(upright.lungs.sigmoid(), upright.theta, network.output_shape).sum(0, keepdim=True)
     network.lungs.copy_(total / len(films))
     confidence = torch.cat([examine(network, part.to(self.device)).confidence for part in parts])
-    network.threshold.copy_(confidence.quantile(0.01))
+    network.threshold.copy_(confidence.quantile(0.01) - 0.05)
 
 # %% ../nbs/09_training.ipynb #50e76540
 class Export(pl.Callback):
