@@ -119,7 +119,7 @@ PEERS   ?= [stretch, letterbox, ecc, simpleitk, kornia]
 
 results: study
 	@mkdir -p results/phantom
-	@cp $(STUDY)/evaluate/*.csv $(STUDY)/train/log.csv results/phantom/
+	@cp $(STUDY)/evaluate/*.csv $(STUDY)/evaluate/mean_films.png $(STUDY)/train/log.csv results/phantom/
 	@echo "results/phantom/ is made from $(STUDY)/"
 
 # the aligner that ships with the package: trained on the sample's training films and phantoms
@@ -141,7 +141,7 @@ results-sample: $(READY)
 	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/test.ipynb -p data nih -p data_dir $(CXR_STN_DATA)/nih14-sample \
 	  -p checkpoint chest -p out_dir $(SAMPLE)/test -y 'n_films: null' -p known_warps 123 \
 	  -y 'peers: [stretch, letterbox, ecc]' -p peer_dir $(CXR_STN_DATA)/nih14-sample
-	@cp $(SAMPLE)/lungmask/*.csv results/lungmask-dev/
+	@cp $(SAMPLE)/lungmask/*.csv $(SAMPLE)/lungmask/mean_films.png results/lungmask-dev/
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
 	@cp $(RELEASE)/log.csv results/nih14-sample/ 2>/dev/null || true
 	@echo "results/lungmask-dev/ and results/nih14-sample/ are made from $(SAMPLE)/"
