@@ -34,7 +34,7 @@ from .inference import Aligner, default_checkpoint, find_checkpoint
 from .stn import compose, matrix_to_theta, pose_to_theta, warp
 from .training import FilmParams, phantom_truth, view_settings
 
-# %% ../nbs/17_arms.ipynb #23664ec4
+# %% ../nbs/17_arms.ipynb #a6ceadb5
 class ClassifierFilmParams(FilmParams):
     "Which labelled films, and on what hardware."
     data: Literal["phantom", "nih", "folder", "chestmnist"] = Field(
@@ -49,6 +49,7 @@ class ClassifierFilmParams(FilmParams):
     phantom_conspicuity: float = Field(1.0, ge=0, le=3, description="how clearly findings of phantoms show")
     chestmnist_size: Literal[64, 128, 224] = Field(64, description="side of ChestMNIST's films, pixels")
     batch_size: int = Field(32, ge=1, description="films per step and device")
+    seed: int = Field(0, ge=0, description="of first weights, order and augmentation; not of the films")
 
 # %% ../nbs/17_arms.ipynb #5b6a8da5
 class ArmParams(ClassifierFilmParams):

@@ -146,7 +146,7 @@ class ClassifierTraining(pl.LightningModule):
         if self.stn is not None: self.stn.eval()
         return self
 
-# %% ../nbs/18_classification.ipynb #da502345
+# %% ../nbs/18_classification.ipynb #2503577f
 @patch
 def locate(self: ClassifierTraining, films: Tensor, places: Tensor) -> Tensor: # (B, 2, 3)
     "Where the input lies: as the arm says, or as the transformer says."
@@ -166,6 +166,7 @@ def look(self: ClassifierTraining, batch: dict) -> Tensor: # (B, 1, size, size) 
 
 @patch
 def forward(self: ClassifierTraining, batch: dict) -> Tensor: # (B, 14) logits
+    "What the classifier says about a batch."
     return self.classifier(self.look(batch))
 
 
