@@ -155,12 +155,12 @@ def read_predictions(
     except ValueError: raise PredictionError(f"{path}: its facts 'cxr_stn' are not JSON") from None
     return check_predictions(stored.to_pandas(), str(path)), check_facts(facts, str(path))
 
-# %% ../nbs/16_comparison.ipynb #8f0870ee
+# %% ../nbs/16_comparison.ipynb #f8627a32
 class CompareParams(Params):
     "All decisions of a comparison."
     arms: Optional[dict[str, str] | list[str]] = Field(
         None, description="arm: pattern of run folders or files, as a mapping or a list of 'arm=pattern'; "
-                          "None: all runs in runs/classify, else two simulated arms")
+                          "None: the runs in runs/classify/demo, else two simulated arms")
     reference: Optional[str] = Field(
         None, description="the arm to compare with; None: 'standard' if there is one, else the first")
     out_dir: str = Field("runs/compare", description="where tables and figures go")
@@ -299,7 +299,7 @@ def make_study(
     return Study(first[list(FILM_COLUMNS)].reset_index(drop=True), labels(first), scores,
                  labels(tables["valid"][reference][0][0]), valid, findings, seeds, said.pop())
 
-# %% ../nbs/16_comparison.ipynb #01457ce7
+# %% ../nbs/16_comparison.ipynb #5706bd40
 def simulate_runs(
     n_films: int = 5000,
     seeds: int = 2,
@@ -328,7 +328,7 @@ def load_study(
 ) -> Study: # from the files that the parameters name, or simulated if there are none
     "Read all runs of a comparison and check that they fit together."
     if params.arms is None:
-        try: found = [(None, path) for path in find_runs("runs/classify/**/" + FILE)]
+        try: found = [(None, path) for path in find_runs("runs/classify/demo/*")]
         except FileNotFoundError: return make_study(simulate_runs(seed=params.seed), params.reference)
     else: found = [(arm, path) for arm, pattern in arm_patterns(params.arms).items() for path in find_runs(pattern)]
     runs = [(arm, path, *read_predictions(path)) for arm, path in found]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REGISTERING', 'WAYS', 'EvaluateParams', 'evaluation_films', 'Method', 'make_methods', 'peer_template', 'read_all',
-           'mask_table', 'pose_table', 'warp_table', 'put_in_wrongly', 'sign_table', 'drawn_hand', 'drawn_side_view',
-           'other_pictures', 'confidence_table', 'gallery', 'mean_films']
+           'mask_table', 'pose_table', 'warp_table', 'box_table', 'put_in_wrongly', 'sign_table', 'drawn_hand',
+           'drawn_side_view', 'other_pictures', 'confidence_table', 'gallery', 'mean_films']
 
-# %% ../nbs/14_evaluation.ipynb #6fc8c6c8
+# %% ../nbs/14_evaluation.ipynb #325ab250
 import time
 from typing import Literal, Optional
 
@@ -23,8 +23,8 @@ from .core import Params, input_path
 from .films import Films, load_films, load_masked
 from .images import ImageError
 from .inference import Aligner, resample
-from .metrics import (alignment_scores, corner_error, known_warp_error, known_warps, pose_errors,
-                             warp_film)
+from .metrics import (alignment_scores, cardiomegaly_dispersion, corner_error, known_warp_error,
+                             known_warps, pose_errors, warp_film)
 from .peers import AlignmentFailed, make_peer, mean_chest
 
 # %% ../nbs/14_evaluation.ipynb #afa83028
@@ -178,7 +178,26 @@ def warp_table(
     rows = [dict(method=m.name, **known_warp_error(m.matrices, pictures, warps, shape)) for m in methods]
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_evaluation.ipynb #8834d297
+# %% ../nbs/14_evaluation.ipynb #f0703bb0
+def box_table(
+    films: Films, # of ChestX-ray14, with `boxes`
+    pictures: list, # N films (H, W)
+    methods: list[Method],
+    finding: str = "Cardiomegaly",
+) -> pd.DataFrame: # one row a method; scatter of the boxes' centres and sizes
+    "Scatter of a finding's boxes. ValueError if fewer than 3 of their films are there."
+    rows = {name: i for i, name in enumerate(films.table["image"])}
+    boxes = films.boxes[(films.boxes["finding"] == finding) & films.boxes["image"].isin(rows)]
+    if len(boxes) < 3: raise ValueError(f"{films.name}: {len(boxes)} of these films have a box of {finding}; 3 are needed")
+    seen = [pictures[rows[name]] for name in boxes["image"]]
+    scale = np.array([[film.shape[1], film.shape[0]] * 2 for film in seen]) / 1024
+    corners, table = boxes[["x", "y", "w", "h"]].to_numpy(float) * scale, []
+    for method in methods:
+        spread = cardiomegaly_dispersion(corners, method.matrices(seen)).loc["after"]
+        table.append(dict(method=method.name, **spread))
+    return pd.DataFrame(table)
+
+# %% ../nbs/14_evaluation.ipynb #7696ff74
 def put_in_wrongly(
     film: np.ndarray, # (H, W)
     how: str, # untouched, turned 90, turned 180, turned 270, mirrored or inverted
@@ -206,7 +225,7 @@ def sign_table(
     for how in WAYS:
         films, to_film = zip(*(put_in_wrongly(film, how) for film in pictures))
         after = aligner.batch(films)
-        swap = np.diag([-1.0 if how == "mirrored" else 1, 1, 1]) + [[0, 0, (shape[1] - 1) * (how == "mirrored")], [0] * 3, [0] * 3]
+        swap = np.array([[-1, 0, shape[1] - 1], [0, 1, 0], [0, 0, 1]]) if how == "mirrored" else np.eye(3)
         places = np.stack([m @ a.matrix @ swap for m, a in zip(to_film, after)])
         near = corner_error(np.stack([a.matrix for a in before]), places, shape) < np.hypot(*shape) / 20
         signs = pd.DataFrame([dict(mirrored=a.mirrored, inverted=a.inverted, flagged=a.flagged) for a in after])
@@ -237,14 +256,15 @@ def drawn_side_view(rng: np.random.Generator, size: int = 160) -> np.ndarray: # 
     for y in np.linspace(0.1, 0.95, 14): cv2.rectangle(image, at(0.7, y), at(0.78, y + 0.045), 215, -1)
     return cv2.GaussianBlur(image, (0, 0), 2)
 
-# %% ../nbs/14_evaluation.ipynb #9c30c944
+# %% ../nbs/14_evaluation.ipynb #f3f7ddc9
 def other_pictures(
     pictures: list, # chest films (H, W), for their tiles
     n: int, # of each kind
     seed: int = 0,
 ) -> dict: # kind: n pictures (H, W) uint8
     "Pictures that are no chest films."
-    rng, photos = np.random.default_rng(seed), [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY) for p in load_sample_images().images]
+    rng = np.random.default_rng(seed)
+    photos = [cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY) for photo in load_sample_images().images]
     def noise():
         spots = cv2.GaussianBlur(rng.standard_normal((160, 160)), (0, 0), rng.uniform(0.5, 12))
         return cv2.normalize(spots, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)

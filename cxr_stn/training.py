@@ -9,7 +9,7 @@ __all__ = ['CANONICAL_LUNGS', 'REMARKS', 'FilmParams', 'NetworkParams', 'TargetP
            'make_optimizer', 'EpochLog', 'picture_strip', 'Pictures', 'Export', 'choose_strategy', 'quiet', 'threads',
            'bare_trainer', 'make_trainer', 'fit_aligner']
 
-# %% ../nbs/09_training.ipynb #0ee6a326
+# %% ../nbs/09_training.ipynb #d5cc01aa
 import contextlib
 import logging
 import shutil
@@ -37,17 +37,19 @@ from .losses import (agreement_loss, anchor_loss, canonical_chest, canonical_fea
                             correlation_loss, crop_pose, equivariance_loss, feature_loss, frame_distance,
                             lung_map_loss, squared_loss, weighted_mean)
 from .metrics import fit_axes
-from .networks import AlignerNetwork, FeatureNetwork, Look, centring, examine, locate, read_network, save_network
+from .networks import (AlignerNetwork, FeatureNetwork, Look, centring, examine, locate, read_network,
+                              save_network)
 from .phantom import Phantom
 from .stn import compose, flip_frame, matrix_to_theta, pixel_to_normalised, pose_to_theta, warp
 
-# %% ../nbs/09_training.ipynb #62fc523b
+# %% ../nbs/09_training.ipynb #278d9fa3
 class FilmParams(Params):
     "Which films, how they are loaded, and on what hardware."
     data: Literal["phantom", "nih", "folder"] = Field(
         "phantom", description="built-in phantom, ChestX-ray14, or any folder of films")
     data_dir: Optional[str] = Field(None, description="folder of the films; not for the phantom")
-    n_films: Optional[int] = Field(None, ge=1, description="use so many films at most; None: all, and 240 of the phantom")
+    n_films: Optional[int] = Field(
+        None, ge=1, description="use so many films at most; None: all, and 240 of the phantom")
     phantom_pose: float = Field(1.0, ge=0, le=2, description="strength of the phantom's pose variation")
     valid_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="share of the training patients kept for validation")
@@ -257,7 +259,7 @@ def canonical_to_lungs(
     matrices[:, [0, 1], [0, 1]], matrices[:, :2, 2] = 1 / scale, -shift / scale
     return matrices
 
-# %% ../nbs/09_training.ipynb #6aabe4b3
+# %% ../nbs/09_training.ipynb #f8b546eb
 def phantom_truth(
     phantom: Phantom,
     numbers, # N film numbers
@@ -266,7 +268,8 @@ def phantom_truth(
     "The true answers for phantoms."
     matrices, boxes, lungs = zip(*(phantom.truth(int(i)) for i in numbers))
     size = (phantom.size, phantom.size)
-    places = pixel_to_normalised(size) @ np.stack(matrices) @ canonical_to_lungs(np.stack(boxes)) @ frame_to_lungs(lung_box)
+    to_film = pixel_to_normalised(size) @ np.stack(matrices)
+    places = to_film @ canonical_to_lungs(np.stack(boxes)) @ frame_to_lungs(lung_box)
     return torch.tensor(places[:, :2], dtype=torch.float32), np.stack(lungs)
 
 # %% ../nbs/09_training.ipynb #8d385afc
@@ -305,7 +308,7 @@ class AlignerData(pl.LightningDataModule):
         if limit and len(rows) > limit: rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
         return torch.from_numpy(self.prepared.images[rows])[:, None].float() / 255
 
-# %% ../nbs/09_training.ipynb #3c038a7d
+# %% ../nbs/09_training.ipynb #4605483b
 def phantom_set(
     params: TrainParams, # n_phantoms, input_size, lung_box and the augmentation
     looks: np.ndarray | None = None, # (M, S, S) uint8, films whose grey values some phantoms take
@@ -315,7 +318,8 @@ def phantom_set(
                        size=params.input_size, pose=1.0, turned=0.0)
     prepared = prepare(films, params.input_size, output_path(params.cache_dir), params.num_workers)
     truth = phantom_truth(films.phantom, prepared.films.table["number"], params.lung_box)
-    return FilmViews(prepared.images, _settings(params), params.seed + 1, truth, looks, params.match_p * (looks is not None))
+    match_p = 0.0 if looks is None else params.match_p
+    return FilmViews(prepared.images, _settings(params), params.seed + 1, truth, looks, match_p)
 
 
 def _settings(params: TrainParams) -> ViewSettings | None:
