@@ -190,7 +190,7 @@ def share_interval(
     half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(np.where(inside, variance, np.nan)) / (centre * (1 - centre))
     return special.expit(special.logit(centre) - half), special.expit(special.logit(centre) + half)
 
-# %% ../nbs/15_statistics.ipynb #81cc4c7f
+# %% ../nbs/15_statistics.ipynb #904abdf1
 def _codes(patients, films: int) -> tuple: # (N,) int from 0; the number of patients
     "Patients as numbers; None: each film is a patient of its own."
     if patients is None: return np.arange(films), films
@@ -208,7 +208,7 @@ def paired_test(
     "Test of two correlated AUROCs with films clustered in patients (Obuchowski 1997; naive: DeLong 1988)."
     labels = _labels(labels)
     codes, count = _codes(patients, len(labels))
-    both, known = np.stack([np.asarray(a, float), np.asarray(b, float)], 1), ~np.isnan(labels)
+    both, known = _columns(np.stack([a, b], 1), len(labels)), ~np.isnan(labels)
     if np.unique(labels[known]).size < 2:
         return dict.fromkeys(["auroc_a", "auroc_b", "difference", "low", "high", "se", "df", "p"], np.nan)
     area, h = influence(both[known], labels[known] == 1)
@@ -241,18 +241,22 @@ def _estimates(area, spread):
         df = (patients + both)**2 / (patients**2 / spread.df + both**2 / max(len(a) - 1, 1))
     return runs.mean(1), patients, seeds, np.where(np.isnan(df), np.inf, df)
 
-# %% ../nbs/15_statistics.ipynb #784b49e3
+# %% ../nbs/15_statistics.ipynb #83492c00
 def _arms(a, b, labels):
     "Scores (S, N, C) of both arms and labels (N, C), checked."
     a, b, labels = np.asarray(a, float), np.asarray(b, float), _labels(labels)
     a, b = (x[None] if x.ndim == 2 else x for x in (a, b))
     if a.shape != b.shape or a.shape[1:] != labels.shape:
         raise ValueError(f"arms {a.shape} and {b.shape} do not fit labels {labels.shape}: (seeds, films, findings)")
+    for name, scores in (("a", a), ("b", b)):
+        if not np.isfinite(scores).all():
+            seed, film, finding = np.argwhere(~np.isfinite(scores))[0]
+            raise ValueError(f"arm {name}, seed {seed}, film {film}, finding {finding}: the score is not finite")
     return a, b, labels
 
 def _counts(labels, codes, names) -> pd.DataFrame:
     "Films, patients, positives and so on of each finding, and why it is not estimable."
-    def patients(kind): return [len(np.unique(codes[column])) for column in kind.T]
+    def patients(kind): return [int((np.bincount(codes[column]) > 0).sum()) for column in kind.T]
     positive, negative = labels == 1, labels == 0
     table = pd.DataFrame({"finding": list(names), "films": (positive | negative).sum(0),
                           "patients": patients(positive | negative), "positives": positive.sum(0),
@@ -287,7 +291,7 @@ def compare_arms(
     table.insert(table.columns.get_loc("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
     return table[[c for c in table if c != "note"] + ["note"]]
 
-# %% ../nbs/15_statistics.ipynb #73cddfe7
+# %% ../nbs/15_statistics.ipynb #75e1a283
 ESTIMATES = ["auroc_a", "a_low", "a_high", "auroc_b", "b_low", "b_high", "difference", "low", "high", "p",
              "se_patients", "se_seeds", "df"]
 
@@ -303,9 +307,9 @@ def _macro_counts(labels, codes, used: int) -> pd.DataFrame:
     known = ~np.isnan(labels).all(1)
     note = f"mean of {used} of {labels.shape[1]} findings" if used else "not estimable"
     return pd.DataFrame([dict(finding="macro mean", films=known.sum(), patients=len(np.unique(codes[known])),
-                              positives=int((labels == 1).sum()), positive_patients=len(np.unique(
-                                  codes[(labels == 1).any(1)])), negative_patients=len(np.unique(
-                                      codes[(labels == 0).any(1)])), note=note)])
+                              positives=int((labels == 1).sum()),
+                              positive_patients=len(np.unique(codes[(labels == 1).any(1)])),
+                              negative_patients=len(np.unique(codes[(labels == 0).any(1)])), note=note)])
 
 def _row(area, spread, level) -> dict:
     "One row of estimates, as named in ESTIMATES."
