@@ -334,34 +334,35 @@ def load_study(
     runs = [(arm, path, *read_predictions(path)) for arm, path in found]
     return make_study([(arm or facts["arm"], path, t, facts) for arm, path, t, facts in runs], params.reference)
 
-# %% ../nbs/16_comparison.ipynb #7aab9d85
+# %% ../nbs/16_comparison.ipynb #8addfd57
+def _against_reference(
+    study: Study,
+    compare, # scores of the reference and of another arm -> its table
+) -> pd.DataFrame: # the tables of all other arms, with columns reference and arm in front
+    tables = []
+    for arm in study.others:
+        table = compare(study.scores[study.reference], study.scores[arm])
+        table.insert(0, "reference", study.reference)
+        table.insert(1, "arm", arm)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
 def class_table(
     study: Study,
     level: float = .95, # of confidence
 ) -> pd.DataFrame: # reference, arm, and the columns of `compare_arms`
     "The primary endpoint and all findings, for each arm against the reference."
-    tables = []
-    for arm in study.others:
-        table = compare_arms(study.scores[study.reference], study.scores[arm], study.labels,
-                             study.films["patient"], study.findings, level)
-        table.insert(0, "reference", study.reference)
-        table.insert(1, "arm", arm)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return _against_reference(study, lambda a, b: compare_arms(
+        a, b, study.labels, study.films["patient"], study.findings, level))
 
 def subgroup_table(
     study: Study,
     level: float = .95, # of confidence
 ) -> pd.DataFrame: # reference, arm, group, level, and the columns of `compare_arms` without p
     "AP and PA, women and men, and ages, for each arm against the reference."
-    tables = []
-    for arm in study.others:
-        table = compare_subgroups(study.scores[study.reference], study.scores[arm], study.labels,
-                                  study.films["patient"], study.films, study.findings, level)
-        table.insert(0, "reference", study.reference)
-        table.insert(1, "arm", arm)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return _against_reference(study, lambda a, b: compare_subgroups(
+        a, b, study.labels, study.films["patient"], study.films, study.findings, level))
 
 # %% ../nbs/16_comparison.ipynb #376447d4
 def bootstrap_table(

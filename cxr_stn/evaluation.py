@@ -7,7 +7,7 @@ __all__ = ['REGISTERING', 'WAYS', 'EvaluateParams', 'evaluation_films', 'Method'
            'mask_table', 'pose_table', 'warp_table', 'box_table', 'put_in_wrongly', 'sign_table', 'drawn_hand',
            'drawn_side_view', 'other_pictures', 'confidence_table', 'gallery', 'mean_films']
 
-# %% ../nbs/14_evaluation.ipynb #325ab250
+# %% ../nbs/14_evaluation.ipynb #af967dde
 import time
 from typing import Literal, Optional
 
@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from .core import Params, input_path
 from .films import Films, load_films, load_masked
 from .images import ImageError
-from .inference import Aligner, resample
+from .inference import Aligner, opposite_greys, resample
 from .metrics import (alignment_scores, cardiomegaly_dispersion, corner_error, known_warp_error,
                              known_warps, pose_errors, warp_film)
 from .peers import AlignmentFailed, make_peer, mean_chest
@@ -197,7 +197,7 @@ def box_table(
         table.append(dict(method=method.name, **spread))
     return pd.DataFrame(table)
 
-# %% ../nbs/14_evaluation.ipynb #7696ff74
+# %% ../nbs/14_evaluation.ipynb #65183815
 def put_in_wrongly(
     film: np.ndarray, # (H, W)
     how: str, # untouched, turned 90, turned 180, turned 270, mirrored or inverted
@@ -206,7 +206,7 @@ def put_in_wrongly(
     h, w = film.shape
     mirror = np.array([[-1, 0, w - 1], [0, 1, 0], [0, 0, 1.0]])
     if how == "mirrored": return film[:, ::-1].copy(), mirror
-    if how == "inverted": return film.max() - (film - film.min()), np.eye(3)
+    if how == "inverted": return opposite_greys(film), np.eye(3)
     k, matrix = int(how.split()[-1]) // 90 if how.startswith("turned") else 0, np.eye(3)
     for _ in range(k):
         h, w, matrix = w, h, matrix @ np.array([[0, -1, w - 1], [1, 0, 0], [0, 0, 1.0]])
