@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MNIST_SPLITS', 'ENTRIES', 'STILL', 'GREY', 'ClassifierFilmParams', 'ArmParams', 'AugmentParams', 'chestmnist_file',
            'MnistFilms', 'load_labelled', 'check_fitted', 'aligner_file', 'open_aligner', 'AlignedCopy', 'prepare_arm',
-           'aligner_places', 'crop_place', 'mean_area', 'true_places', 'place_films', 'places_table', 'read_places',
-           'sample', 'flip_crop', 'Augmentation', 'ArmFilms']
+           'find_places', 'aligner_places', 'crop_place', 'mean_area', 'true_places', 'part_of_frame', 'place_films',
+           'places_table', 'read_places', 'sample', 'flip_crop', 'Augmentation', 'ArmFilms']
 
-# %% ../nbs/17_arms.ipynb #9c48475d
+# %% ../nbs/17_arms.ipynb #38473dd5
+import hashlib
 import math
 import threading
 from dataclasses import replace
@@ -25,12 +26,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import cxr_stn.inference
+import cxr_stn.networks
+import cxr_stn.stn
 from .augment import Views
 from .chestxray14 import FINDINGS
-from .core import input_path, output_path
+from .core import atomic_path, input_path, output_path
 from .films import Films, Prepared, digest, file_facts, load_films, prepare
 from .images import ImageError
 from .inference import Aligner, default_checkpoint, find_checkpoint
+from .losses import check_box
 from .stn import compose, matrix_to_theta, pose_to_theta, warp
 from .training import FilmParams, phantom_truth, view_settings
 
@@ -51,7 +56,7 @@ class ClassifierFilmParams(FilmParams):
     batch_size: int = Field(32, ge=1, description="films per step and device")
     seed: int = Field(0, ge=0, description="of first weights, order and augmentation; not of the films")
 
-# %% ../nbs/17_arms.ipynb #5b6a8da5
+# %% ../nbs/17_arms.ipynb #11d948be
 class ArmParams(ClassifierFilmParams):
     "How a film is shown to the classifier."
     images: Literal["standard", "aligned", "lung_crop", "joint", "oracle"] = Field(
@@ -68,7 +73,11 @@ class ArmParams(ClassifierFilmParams):
         None, gt=0, le=1, description="for lung_crop: share of the film; None: that of the mean aligned frame")
     lung_box: list[float] = Field(
         [0.12, 0.1, 0.88, 0.8], min_length=4, max_length=4,
-        description="for oracle: where the lungs lie in the input, as when the aligner was trained")
+        description="for oracle: where the lungs lie in the canonical frame, as when the aligner was trained")
+    frame: list[float] = Field(
+        [0.0, 0.0, 1.0, 1.0], min_length=4, max_length=4,
+        description="for aligned and oracle: the part of the canonical frame that is shown, left, top, right, bottom; "
+                    "lung_crop becomes as small")
 
     @model_validator(mode="after")
     def _fitting(self):
@@ -76,6 +85,7 @@ class ArmParams(ClassifierFilmParams):
             raise ValueError("images = 'oracle' needs data = 'phantom': no other film knows its true pose")
         if self.aligned_dir and self.images != "aligned":
             raise ValueError(f"aligned_dir is for images = 'aligned', not for {self.images!r}")
+        for name in ("lung_box", "frame"): check_box(name, getattr(self, name))
         return self
 
     @property
@@ -273,19 +283,35 @@ def prepare_arm(
     if params.aligned_dir: films = AlignedCopy(films, input_path(params.aligned_dir), params.film_size)
     return prepare(films, params.film_size, output_path(params.cache_dir), params.num_workers)
 
-# %% ../nbs/17_arms.ipynb #981bf520
-def aligner_places(
+# %% ../nbs/17_arms.ipynb #61e1d2a7
+def find_places(
     aligner: Aligner,
     prepared: Prepared,
     params: ArmParams,
 ) -> Tensor: # (N, 2, 3) normalised, frame -> square film
-    "Where an aligner finds the chest on every film."
+    "What an aligner says about every film, seen at its own input size."
     seen = prepared
     if aligner.input_size != params.film_size:
         seen = prepare(prepared.films, aligner.input_size, output_path(params.cache_dir), params.num_workers)
     if len(seen) != len(prepared): raise ValueError("some films could be prepared at one size only")
     parts = (np.array(seen.images[start:start + 256]) for start in range(0, len(seen), 256))
     return torch.stack([finding.theta for part in parts for finding in aligner.find(part)])
+
+# %% ../nbs/17_arms.ipynb #be4e7733
+def aligner_places(
+    aligner: Aligner,
+    prepared: Prepared,
+    params: ArmParams,
+) -> Tensor: # (N, 2, 3) normalised, frame -> square film
+    "Where an aligner finds the chest on every film; what it once said about these films is remembered."
+    files = [Path(module.__file__) for module in (cxr_stn.inference, cxr_stn.networks, cxr_stn.stn)]
+    programs = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    key = digest([(prepared.films.pictures_hash(), params.film_size, aligner.checksum, aligner.passes, *programs)])
+    known = output_path(params.cache_dir) / f"places-{key[:16]}.npy"
+    if not known.is_file():
+        with atomic_path(known) as part, part.open("wb") as file:
+            np.save(file, find_places(aligner, prepared, params).numpy(), allow_pickle=False)
+    return torch.from_numpy(np.load(known, allow_pickle=False))
 
 # %% ../nbs/17_arms.ipynb #ac483fa0
 def crop_place(
@@ -310,7 +336,15 @@ def true_places(
     "Where the input must lie for the lungs to fill the same box on every film."
     return phantom_truth(films.phantom, films.table["number"], lung_box)[0]
 
-# %% ../nbs/17_arms.ipynb #80454925
+# %% ../nbs/17_arms.ipynb #20602019
+def part_of_frame(
+    frame, # left, top, right, bottom as shares of the canonical frame
+) -> Tensor: # (1, 2, 3) normalised, input -> canonical frame
+    "The matrix that shows a part of the canonical frame."
+    left, top, right, bottom = frame
+    return torch.tensor([[[right - left, 0.0, left + right - 1], [0.0, bottom - top, top + bottom - 1]]])
+
+
 def place_films(
     params: ArmParams,
     prepared: Prepared,
@@ -319,14 +353,15 @@ def place_films(
     "Where the classifier's input lies on every film; for `joint` it is the whole film before it has learned."
     p, films, checksum = params, prepared.films, None
     places = torch.eye(2, 3).expand(len(films), 2, 3)
-    if p.aligned_dir: checksum = digest([(films.pictures_hash(),)])
-    elif p.images == "oracle": places = true_places(films, p.lung_box)
+    inner = part_of_frame(p.frame).expand_as(places)
+    if p.aligned_dir: places, checksum = inner, digest([(films.pictures_hash(),)])
+    elif p.images == "oracle": places = compose(true_places(films, p.lung_box), inner)
     elif p.images == "lung_crop" and p.crop_area: places = crop_place(p.crop_area).expand_as(places)
     elif p.images in ("aligned", "lung_crop"):
         aligner = open_aligner(p, films)
         checksum = aligner.checksum
         if earlier and earlier[1]["aligner"] == checksum: return earlier
-        places = aligner_places(aligner, prepared, p)
+        places = compose(aligner_places(aligner, prepared, p), inner)
         if p.images == "lung_crop":
             area = min(1.0, mean_area(places[prepared.rows("train")]))
             places = crop_place(area).expand_as(places)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ClassifyParams', 'class_weights', 'classification_loss', 'Classifier', 'joint_network', 'ClassifierTraining',
-           'ClassifierData', 'Patience', 'classifier_trainer', 'predict', 'prediction_table', 'start_run', 'finish_run',
-           'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs', 'is_finished', 'repeat']
+           'fewer_films', 'ClassifierData', 'Patience', 'classifier_trainer', 'predict', 'prediction_table',
+           'start_run', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs', 'is_finished',
+           'repeat']
 
 # %% ../nbs/18_classification.ipynb #97d63597
 import hashlib
@@ -38,7 +39,7 @@ from .statistics import macro_auroc
 from .stn import compose
 from .training import EpochLog, RunParams, bare_trainer, loader, make_optimizer, quiet, threads
 
-# %% ../nbs/18_classification.ipynb #409eee18
+# %% ../nbs/18_classification.ipynb #d8f7c98e
 class ClassifyParams(AugmentParams, RunParams):
     "All decisions of a training run of the classifier."
     out_dir: str = Field("runs/classify/run", description="where the run writes")
@@ -47,6 +48,8 @@ class ClassifyParams(AugmentParams, RunParams):
     loss: Literal["bce", "weighted", "focal"] = Field(
         "bce", description="binary cross-entropy, class-weighted, or focal")
     focal_gamma: float = Field(2.0, ge=0, description="how much focal loss favours hard films; 0: not at all")
+    n_train: Optional[int] = Field(
+        None, ge=1, description="train on so many of the training films, of patients in random order; None: on all")
     epochs: int = Field(8, ge=1, description="passes over the training films at most")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better score; 0: never")
     lr: float = Field(5e-4, gt=0, description="highest learning rate of the classifier")
@@ -212,7 +215,21 @@ def on_validation_epoch_end(self: ClassifierTraining):
     values = dict(valid_loss=loss, score=-loss if np.isnan(auroc) else auroc)
     self.log_dict(values if np.isnan(auroc) else values | dict(valid_auroc=auroc))
 
-# %% ../nbs/18_classification.ipynb #f3c95f71
+# %% ../nbs/18_classification.ipynb #bb0d84a7
+def fewer_films(
+    prepared, # `Prepared` films
+    n: int, # films wanted
+    seed: int, # of the order of patients
+) -> np.ndarray: # (n,) rows, ascending
+    "Training films of patients in random order, until there are `n`; ValueError if there are not so many."
+    rows = prepared.rows("train")
+    if n > len(rows): raise ValueError(f"n_train is {n}, but there are {len(rows)} training films")
+    patients = prepared.films.table["patient"].iloc[rows].to_numpy()
+    names, which = np.unique(patients, return_inverse=True)
+    place = np.random.default_rng([seed, 18]).permutation(len(names))[which]
+    return np.sort(rows[np.argsort(place, kind="stable")[:n]])
+
+# %% ../nbs/18_classification.ipynb #8b2c4195
 class ClassifierData(pl.LightningDataModule):
     "Films of a run with the places of its arm. ValueError if the training films do not fill a batch."
     def __init__(
@@ -224,6 +241,7 @@ class ClassifierData(pl.LightningDataModule):
         super().__init__()
         self.params, self.prepared, self.places = params, prepared, places
         self.rows = {split: prepared.rows(split) for split in ("train", "valid", "test")}
+        if params.n_train: self.rows["train"] = fewer_films(prepared, params.n_train, params.data_seed)
         n, n_devices = len(self.rows["train"]), params.devices * params.num_nodes
         if n < params.batch_size * n_devices:
             raise ValueError(f"{n} training films do not fill one batch of {params.batch_size} on "
