@@ -394,7 +394,7 @@ def fit_classifier(
             if trainer.is_global_zero: finish_run(run, params, data, module, facts)
         return run.path
 
-# %% ../nbs/18_classification.ipynb #fa82c992
+# %% ../nbs/18_classification.ipynb #984a3e27
 class RepeatParams(Params):
     "An experiment: the same training in several arms, with several seeds."
     experiment: str = Field("demo", description="name of the experiment")
@@ -403,6 +403,7 @@ class RepeatParams(Params):
     seeds: list[int] = Field([0, 1], min_length=1, description="one run of every arm for each")
     params_file: Optional[str] = Field(None, description="YAML file with parameters of classify.ipynb")
     parameters: dict = Field({}, description="parameters of classify.ipynb; they win over params_file")
+    data_dir: Optional[str] = Field(None, description="folder of the films; wins over both")
     out_dir: str = Field("runs/classify", description="runs go to out_dir/experiment/arm-seed")
 
 
@@ -411,6 +412,7 @@ def planned_runs(
 ) -> dict: # name: ClassifyParams, in the order in which they are run
     "All runs of an experiment; ParameterError for a wrong parameter before anything is computed."
     shared = (read_yaml(input_path(params.params_file)) if params.params_file else {}) | params.parameters
+    if params.data_dir: shared["data_dir"] = params.data_dir
     place = Path(params.out_dir) / params.experiment
     def run(arm, seed): return dict(images=arm, seed=seed, out_dir=str(place / f"{arm}-{seed}"))
     return {f"{arm}-{seed}": ClassifyParams(**shared | run(arm, seed))
