@@ -31,7 +31,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study results release results-sample notebooks readme export clean
+.PHONY: help install test test-slow check study results release results-sample experiments notebooks readme export clean
 
 help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
@@ -39,6 +39,7 @@ help:
 	@echo 'make results    the study, and its tables into results/phantom/                  (about 12 minutes)'
 	@echo 'make release    train the released aligner on real films in CXR_STN_DATA         (an hour)'
 	@echo 'make results-sample  judge it on real films in CXR_STN_DATA, into results/       (10 minutes)'
+	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (3 hours; -j2: half)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
 	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
@@ -87,15 +88,20 @@ test-slow: $(READY)
 
 # --- study: each step is a notebook, executed under another name and renamed when it is whole -------------------
 
-STEPS := train evaluate align
+STEPS := train evaluate align repeat compare
 TRAINED := $(STUDY)/train
 
 train_ARGS    := -f nbs/params/phantom.yaml -p out_dir $(TRAINED)
 evaluate_ARGS := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/evaluate -p n_films 80 -p known_warps 40
 align_ARGS    := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/align
+repeat_ARGS   := -p params_file nbs/params/classify_study.yaml -y 'parameters: {aligner: $(TRAINED)}' -p experiment phantom \
+                 -y 'arms: [standard, aligned]' -y 'seeds: [0, 1]' -p out_dir $(STUDY)/repeat
+compare_ARGS  := -p experiment $(STUDY)/repeat/phantom -p out_dir $(STUDY)/compare
 
 $(STUDY)/train.ipynb: nbs/params/phantom.yaml
-$(STUDY)/evaluate.ipynb $(STUDY)/align.ipynb: $(STUDY)/train.ipynb
+$(STUDY)/evaluate.ipynb $(STUDY)/align.ipynb $(STUDY)/repeat.ipynb: $(STUDY)/train.ipynb
+$(STUDY)/repeat.ipynb: nbs/classify.ipynb nbs/params/classify_study.yaml
+$(STUDY)/compare.ipynb: $(STUDY)/repeat.ipynb
 
 $(STEPS:%=$(STUDY)/%.ipynb): $(STUDY)/%.ipynb: nbs/%.ipynb $(SOURCE) | $(READY)
 	@mkdir -p $(STUDY)
@@ -145,6 +151,40 @@ results-sample: $(READY)
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
 	@cp $(RELEASE)/log.csv results/nih14-sample/ 2>/dev/null || true
 	@echo "results/lungmask-dev/ and results/nih14-sample/ are made from $(SAMPLE)/"
+
+# --- experiments: every run with one thread, so that `make -j2 experiments` uses two cores and changes no digit -------
+
+EXPERIMENTS := positive negative joint close pose_05 pose_10 films_250 films_2000 $(if $(CXR_STN_DATA),sample)
+CROPPED     := $(filter positive negative close sample,$(EXPERIMENTS))
+TRIED       := $(RUNS)/classify
+COMPARED    := $(RUNS)/compare
+sample_ARGS  = -p data_dir $(CXR_STN_DATA)/nih14-sample
+KEPT        := classes.csv subgroups.csv measures.csv bootstrap.csv verdict.md forest.png
+
+experiments: results/experiments/primary.csv
+.SECONDARY: $(EXPERIMENTS:%=$(TRIED)/%.ipynb)
+
+$(TRIED)/%.ipynb: nbs/params/experiments/%.yaml | $(READY)
+	@mkdir -p $(TRIED)
+	OMP_NUM_THREADS=1 $(BIN)/papermill nbs/repeat.ipynb $(TRIED)/.part-$*.ipynb -f $< -p out_dir $(TRIED) $($*_ARGS) --log-output
+	@mv $(TRIED)/.part-$*.ipynb $@
+
+define compare # name, reference
+	@mkdir -p $(COMPARED) $(@D)
+	OMP_NUM_THREADS=1 $(BIN)/papermill nbs/compare.ipynb $(COMPARED)/$(notdir $(@D)).ipynb -p experiment $(TRIED)/$(1) \
+	  -p reference $(2) -p out_dir $(COMPARED)/$(notdir $(@D)) --no-progress-bar
+	@cp $(KEPT:%=$(COMPARED)/$(notdir $(@D))/%) $(@D)/
+endef
+
+results/experiments/%-lung_crop/classes.csv: $(TRIED)/%.ipynb
+	$(call compare,$*,lung_crop)
+
+results/experiments/%/classes.csv: $(TRIED)/%.ipynb
+	$(call compare,$*,standard)
+
+results/experiments/primary.csv: $(EXPERIMENTS:%=results/experiments/%/classes.csv) $(CROPPED:%=results/experiments/%-lung_crop/classes.csv)
+	$(BIN)/papermill nbs/experiments.ipynb $(COMPARED)/experiments.ipynb -p out_dir $(COMPARED)/experiments --no-progress-bar
+	@cp $(COMPARED)/experiments/{primary.csv,dose_response.png,primary.png} results/experiments/
 
 # --- notebooks ------------------------------------------------------------------------------------------------
 

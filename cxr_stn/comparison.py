@@ -8,8 +8,8 @@ __all__ = ['FILM_COLUMNS', 'ALLOWED', 'FACTS', 'DEMO', 'FILE', 'SIMULATED', 'SAI
            'CompareParams', 'arm_patterns', 'find_runs', 'Study', 'make_study', 'simulate_runs', 'load_study',
            'class_table', 'subgroup_table', 'bootstrap_table', 'measure_table', 'threshold_table', 'reliability_table',
            'number', 'ranged', 'p_text', 'printed_classes', 'printed_subgroups', 'markdown', 'latex', 'write_printed',
-           'outcome', 'verdict', 'forest', 'curves_figure', 'reliability_figure', 'save_figure', 'primary_endpoints',
-           'printed_endpoints', 'endpoints_figure', 'dose_figure']
+           'outcome', 'verdict', 'forest', 'curves_figure', 'reliability_figure', 'save_figure', 'ExperimentsParams',
+           'primary_endpoints', 'printed_endpoints', 'endpoints_figure', 'dose_figure']
 
 # %% ../nbs/16_comparison.ipynb #32251960
 import hashlib, json
@@ -686,10 +686,16 @@ def save_figure(
                            metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return paths
 
-# %% ../nbs/16_comparison.ipynb #cfe32fa3
+# %% ../nbs/16_comparison.ipynb #a7075431
+class ExperimentsParams(Params):
+    "Which comparisons are set side by side."
+    folder: str = Field("results/experiments", description="of comparisons, one folder each, with classes.csv")
+    out_dir: str = Field("runs/experiments", description="where tables and figures go")
+
+
 def primary_endpoints(
     folder, # with one folder an experiment, each with classes.csv
-    names,  # of experiments, in the order of the table
+    names,  # of comparisons, in the order of the table
 ) -> pd.DataFrame: # experiment, and the columns of `class_table`
     "The macro means of several comparisons; FileNotFoundError names a comparison that is not there."
     tables = {name: pd.read_csv(Path(folder) / name / "classes.csv") for name in names}

@@ -194,3 +194,25 @@ def test_wrong_parameters_say_why(place, wrong, said):
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "params").glob("classify_*.yaml")), ids=lambda p: p.name)
 def test_parameter_sets_are_valid(path):
     assert ClassifyParams(**yaml.safe_load(path.read_text())).data in path.name.replace("classify_", "")
+
+
+EXPERIMENTS = sorted((ROOT / "nbs" / "params" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
+def test_the_experiments_can_be_planned(path):
+    "Every parameter set of an experiment is valid, is named after its file, and has a reference and several seeds"
+    plan = RepeatParams(**yaml.safe_load(path.read_text()))
+    assert plan.experiment == path.stem and "standard" in plan.arms and len(plan.seeds) >= 3
+    runs = planned_runs(plan)
+    assert len(runs) == len(plan.arms) * len(plan.seeds)
+    without = [run.model_dump(exclude={"images", "seed", "out_dir"}) for run in runs.values()]
+    assert all(facts == without[0] for facts in without)  # the runs differ in nothing else
+
+
+def test_fewer_training_films_leave_the_test_films_alone(place, standard):
+    fewer = fit_classifier(params(place, "fewer", n_train=32))
+    table, facts = read_predictions(fewer / "predictions.parquet")
+    whole, all_facts = read_predictions(standard / "predictions.parquet")
+    assert facts["n_train"] == 32 < all_facts["n_train"] and list(table["image"]) == list(whole["image"])
+    with pytest.raises(ValueError, match="n_train is 5000"): fit_classifier(params(place, "more", n_train=5000))

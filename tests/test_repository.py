@@ -15,7 +15,7 @@ spec.loader.exec_module(tool)
 
 NOTEBOOKS = tool.notebooks()
 STUDY = [p for p in NOTEBOOKS if p.stem in tool.STUDY]
-SETS = sorted((ROOT/"nbs"/"params").glob("*.yaml"))
+SETS = sorted((ROOT/"nbs"/"params").rglob("*.yaml"))
 RELEASED, RELEASED_LIMIT, LIMIT = "cxr_stn/released/*.safetensors", 20_000_000, 2_000_000
 names = lambda paths: [p.name for p in paths]
 
