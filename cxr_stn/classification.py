@@ -8,7 +8,7 @@ __all__ = ['ClassifyParams', 'class_weights', 'classification_loss', 'Classifier
            'start_run', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs', 'is_finished',
            'repeat']
 
-# %% ../nbs/18_classification.ipynb #97d63597
+# %% ../nbs/18_classification.ipynb #17132aa2
 import hashlib
 import json
 import shutil
@@ -31,7 +31,7 @@ from .arms import (ArmFilms, AugmentParams, Augmentation, aligner_file, open_ali
                           places_table, prepare_arm, read_places, sample)
 from .chestxray14 import FINDINGS
 from .comparison import read_predictions, write_predictions
-from .core import (Params, Run, atomic_path, atomic_write, input_path, output_path, project_root,
+from .core import (Params, Run, atomic_write, execute_run, has_params, input_path, output_path,
                           read_yaml)
 from .inference import choose_device
 from .networks import BUNDLED, AlignerNetwork, GreyInput, load_network
@@ -418,32 +418,23 @@ def planned_runs(
     return {f"{arm}-{seed}": ClassifyParams(**shared | run(arm, seed))
             for seed in params.seeds for arm in params.arms}
 
-# %% ../nbs/18_classification.ipynb #ae1d42f7
+# %% ../nbs/18_classification.ipynb #a602b53a
 def is_finished(
     params: ClassifyParams,
 ) -> bool:
     "Whether a run has its predictions, with these parameters and the aligner as it is now."
     folder = output_path(params.out_dir)
-    try: done, arm = read_yaml(folder / "params.yaml"), json.loads((folder / "arm.json").read_text())
+    try: arm = json.loads((folder / "arm.json").read_text())
     except FileNotFoundError: return False
-    if not (folder / "predictions.parquet").exists(): return False
-    wanted = params.model_dump(mode="json")
-    if any(done.get(name) != value for name, value in wanted.items() if name != "out_dir"): return False
+    if not (folder / "predictions.parquet").exists() or not has_params(folder, params): return False
     if params.aligned_dir or arm["aligner"] is None: return True
     return arm["aligner"] == hashlib.sha256(aligner_file(params).read_bytes()).hexdigest()
 
 
 def repeat(
     params: RepeatParams,
-) -> pd.DataFrame: # arm, seed, state: run now or finished before
+) -> pd.DataFrame: # arm, seed, state as `core.execute_run` has it
     "Execute classify.ipynb for every run of an experiment that is not finished."
-    import papermill
-    states, notebook = [], project_root() / "nbs" / "classify.ipynb"
-    for name, run in planned_runs(params).items():
-        folder, finished = output_path(run.out_dir), is_finished(run)
-        states.append(dict(arm=run.images, seed=run.seed, state="finished before" if finished else "run now"))
-        if finished: continue
-        print(f"{params.experiment}: {name}", flush=True)
-        with atomic_path(folder.parent / f"{name}.ipynb") as part:
-            papermill.execute_notebook(notebook, part, run.model_dump(mode="json"), progress_bar=False)
-    return pd.DataFrame(states)
+    runs = planned_runs(params).values()
+    return pd.DataFrame([dict(arm=run.images, seed=run.seed,
+                              state=execute_run("classify", run, lambda: is_finished(run))) for run in runs])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ParameterError', 'Params', 'read_yaml', 'project_root', 'input_path', 'output_path', 'atomic_path', 'atomic_write',
-           'seed_everything', 'provenance', 'Run']
+           'seed_everything', 'provenance', 'Run', 'has_params', 'claim', 'execute_run']
 
 # %% ../nbs/00_core.ipynb #f4a8c35a
 import difflib, importlib.metadata, importlib.util, json, os, platform, random, shlex, shutil, socket
@@ -409,3 +409,45 @@ def write_table(
 def read_table(self: Run, name: str) -> pd.DataFrame:
     "Read a table that `write_table` wrote; an empty field is a missing value, 'NA' is a text"
     return pd.read_csv(self.path/_csv(name), keep_default_na=False, na_values=[""])
+
+# %% ../nbs/00_core.ipynb #8e6344c5
+def has_params(
+    folder: Path,    # of a run
+    params: Params,
+) -> bool:
+    "Whether a run's params.yaml holds these parameters; where the results lie makes no difference"
+    try: done = read_yaml(folder/"params.yaml")
+    except FileNotFoundError: return False
+    return all(done.get(k) == v for k, v in params.model_dump(mode="json").items() if k != "out_dir")
+
+# %% ../nbs/00_core.ipynb #b586c826
+@contextmanager
+def claim(
+    folder: Path,  # of a run; the lock lies beside it
+):
+    "Yields whether the run is this process's to make, and keeps others from it until the block ends"
+    lock = folder.with_name(f".claim-{folder.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    mine = _try_lock(lock) is None
+    try: yield mine
+    finally:
+        if mine: _unlock(lock, os.getpid())
+
+# %% ../nbs/00_core.ipynb #21635f33
+def execute_run(
+    notebook: str,   # of the study, without ending: "train"
+    params: Params,  # with out_dir
+    finished,        # callable: whether the run is done already
+) -> str:            # "finished before", "run now" or "run elsewhere", that is, by another process at this moment
+    "Execute a study notebook for one run with papermill, unless it is done or another process does it"
+    import papermill
+    folder = output_path(params.out_dir)
+    if finished(): return "finished before"
+    with claim(folder) as mine:
+        if not mine: return "run elsewhere"
+        if finished(): return "finished before"  # by a process that was at it a moment ago
+        print(f"{notebook}: {folder.name}", flush=True)
+        with atomic_path(folder.with_name(f"{folder.name}.ipynb")) as part:
+            papermill.execute_notebook(project_root()/"nbs"/f"{notebook}.ipynb", part,
+                                       params.model_dump(mode="json"), progress_bar=False)
+    return "run now"

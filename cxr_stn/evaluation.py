@@ -27,7 +27,7 @@ from .metrics import (alignment_scores, cardiomegaly_dispersion, corner_error, k
                              known_warps, pose_errors, warp_film)
 from .peers import AlignmentFailed, make_peer, mean_chest
 
-# %% ../nbs/14_evaluation.ipynb #afa83028
+# %% ../nbs/14_evaluation.ipynb #45cf8f6d
 class EvaluateParams(Params):
     "All decisions of an evaluation."
     data: Literal["phantom", "masked", "nih", "folder"] = Field(
@@ -46,6 +46,7 @@ class EvaluateParams(Params):
         None, description="ChestX-ray14 folder whose training films are the template of registering peers")
     known_warps: int = Field(40, ge=0, description="films for known-warp recovery; 0: none")
     passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: as it was trained")
+    settle: bool = Field(True, description="correct poses by the lung map, as the aligner does when it is used")
     seed: int = Field(0, ge=0, description="of the phantom, the split and the known warps")
 
 # %% ../nbs/14_evaluation.ipynb #d298a313
@@ -282,7 +283,7 @@ def other_pictures(
                  hand=lambda: drawn_hand(rng), side=lambda: drawn_side_view(rng))
     return {kind: [make() for _ in range(n)] for kind, make in kinds.items()}
 
-# %% ../nbs/14_evaluation.ipynb #561777fc
+# %% ../nbs/14_evaluation.ipynb #146ebebd
 def confidence_table(
     pictures: list, # N chest films (H, W)
     aligner: Aligner,
@@ -292,7 +293,8 @@ def confidence_table(
     chest, rows = aligner.batch(pictures), []
     def add(question, good, bad):
         sure = [a.confidence for a in [*good, *bad]]
-        score = roc_auc_score([1] * len(good) + [0] * len(bad), sure) if good and bad else np.nan
+        known = good and bad and np.isfinite(sure).all()
+        score = roc_auc_score([1] * len(good) + [0] * len(bad), sure) if known else np.nan
         rows.append(dict(question=question, auroc=score, good=len(good), bad=len(bad),
                          flagged_good=np.mean([a.flagged for a in good]) if good else np.nan,
                          flagged_bad=np.mean([a.flagged for a in bad]) if bad else np.nan))

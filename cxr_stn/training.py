@@ -606,7 +606,7 @@ class Pictures(pl.Callback):
         strip = picture_strip(module, data.films(data.valid_rows, 6))
         trainer.logger.experiment.add_image("initial | aligned | canonical", strip, trainer.current_epoch)
 
-# %% ../nbs/09_training.ipynb #44bd6773
+# %% ../nbs/09_training.ipynb #58486c6e
 @patch
 @torch.no_grad()
 def settle(
@@ -618,6 +618,7 @@ def settle(
     network, total, parts = self.average.module.eval(), 0, films.split(batch)
     theta = self.locate_all(films)
     self.set_canonical(films, theta)
+    if not (self.params.phantom_weight and self.params.lungs_weight): return  # nothing taught the lung map
     for part, where in zip(parts, theta.split(batch)):
         upright = network(warp(part.to(self.device), centring(where), part.shape[-2:]))
         total = total + warp(upright.lungs.sigmoid(), upright.theta, network.output_shape).sum(0, keepdim=True)
