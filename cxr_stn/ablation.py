@@ -23,13 +23,14 @@ from .evaluation import EvaluateParams
 from .networks import read_network
 from .training import TrainParams
 
-# %% ../nbs/19_ablation.ipynb #3ee5ec06
+# %% ../nbs/19_ablation.ipynb #1033d877
 class AblateParams(Params):
     "A recipe, its variants, and the films that judge them."
     training: dict = Field({}, description="the recipe: parameters of train.ipynb")
     variants: dict[str, dict] = Field(
-        {}, description="name: what it changes, parameters of train.ipynb, or passes and settle of evaluate.ipynb")
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="one training of every variant for each")
+        {}, description="name: what it changes, parameters of train.ipynb, or passes and settle of evaluate.ipynb; "
+                        "and seeds, if not all of them")
+    seeds: list[int] = Field([0, 1, 2], min_length=1, description="one training of base and every variant for each")
     only: Optional[list[str]] = Field(
         None, description="variants that this process works on; None: all, and base is one of them")
     data_dir: Optional[str] = Field(None, description="folder of the training films; not for the phantom")
@@ -39,7 +40,7 @@ class AblateParams(Params):
     known_warps: int = Field(60, ge=1, description="films for known-warp recovery")
     out_dir: str = Field("runs/ablation", description="where runs, table and figure go")
 
-# %% ../nbs/19_ablation.ipynb #b114c271
+# %% ../nbs/19_ablation.ipynb #d8ebe3fe
 OF_EVALUATION = ("passes", "settle")    # what a variant may change without another training
 
 
@@ -56,7 +57,7 @@ def _plan_run(params: AblateParams, variant: str, changes: dict, seed: int) -> P
     name, place = f"{variant}-{seed}", Path(params.out_dir)
     films = dict(data="masked", data_dir=params.masked_dir) if params.masked_dir else {}
     used = {k: v for k, v in changes.items() if k in OF_EVALUATION}
-    recipe = params.training | {k: v for k, v in changes.items() if k not in OF_EVALUATION}
+    recipe = params.training | {k: v for k, v in changes.items() if k not in (*OF_EVALUATION, "seeds")}
     recipe |= dict(seed=seed, out_dir=str(place / "train" / name))
     if params.data_dir: recipe["data_dir"] = params.data_dir
     try:
@@ -66,7 +67,7 @@ def _plan_run(params: AblateParams, variant: str, changes: dict, seed: int) -> P
     except ParameterError as error: raise ParameterError(f"variant {variant!r}: {error}") from None
     return PlannedRun(variant, seed, train, evaluate)
 
-# %% ../nbs/19_ablation.ipynb #3bfa457c
+# %% ../nbs/19_ablation.ipynb #facdf5ca
 def planned_runs(
     params: AblateParams,
 ) -> list[PlannedRun]: # in the order in which they are run
@@ -78,6 +79,7 @@ def planned_runs(
     if unknown: raise ParameterError(f"only: {unknown[0]!r} is not one of {', '.join(variants)}")
     for seed in params.seeds:
         for name, changes in variants.items():
+            if seed not in changes.get("seeds", params.seeds): continue
             run = _plan_run(params, name, changes, seed)
             same = json.dumps(run.train.model_dump(mode="json") | dict(out_dir=None), sort_keys=True)
             train = trained.setdefault(same, run.train)
