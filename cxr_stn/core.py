@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ParameterError', 'Params', 'read_yaml', 'project_root', 'input_path', 'output_path', 'atomic_path', 'atomic_write',
-           'seed_everything', 'provenance', 'process_rank', 'follow', 'Run']
+           'seed_everything', 'provenance', 'started_processes', 'process_rank', 'follow', 'Run']
 
 # %% ../nbs/00_core.ipynb #8bf912c8
 import difflib, importlib.metadata, importlib.util, json, os, platform, random, shlex, shutil, socket
@@ -340,11 +340,21 @@ def _unlock(lock: Path, pid: int):
     "Remove a lock, in the process that made it and not in a fork of it"
     if os.getpid() == pid: lock.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #2f7418ce
+# %% ../nbs/00_core.ipynb #ade8f6aa
 def _in_srun() -> bool:
     "Whether Slurm's srun started this process as one of several"
     env = os.environ
     return int(env.get("SLURM_NTASKS", 1)) > 1 and env.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+def started_processes() -> typing.Optional[dict]: # {"devices": on this machine, "num_nodes": machines}
+    "How many processes torchrun or Slurm has started for this run; None if neither has"
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        here = int(env["LOCAL_WORLD_SIZE"])
+        return dict(devices=here, num_nodes=int(env["WORLD_SIZE"]) // here)
+    if not _in_srun(): return None
+    machines = int(env.get("SLURM_NNODES", 1))
+    return dict(devices=int(env["SLURM_NTASKS"]) // machines, num_nodes=machines)
 
 def process_rank() -> int:
     "The number of this process among those of one run; 0: it is the first, or alone"
