@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ClassifyParams', 'class_weights', 'classification_loss', 'Classifier', 'joint_network', 'ClassifierTraining',
            'fewer_films', 'ClassifierData', 'Patience', 'classifier_trainer', 'predict', 'prediction_table',
-           'start_run', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs', 'is_finished',
-           'repeat']
+           'start_run', 'agreed_start', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs',
+           'is_finished', 'repeat']
 
-# %% ../nbs/18_classification.ipynb #17132aa2
+# %% ../nbs/18_classification.ipynb #7fc7ac98
 import hashlib
 import json
 import shutil
@@ -31,13 +31,14 @@ from .arms import (ArmFilms, AugmentParams, Augmentation, aligner_file, open_ali
                           places_table, prepare_arm, read_places, sample)
 from .chestxray14 import FINDINGS
 from .comparison import read_predictions, write_predictions
-from .core import (Params, Run, atomic_write, execute_run, has_params, input_path, output_path,
-                          read_yaml)
+from .core import (Params, Run, atomic_write, execute_run, follow, has_params,
+                          input_path, output_path, read_yaml)
 from .inference import choose_device
 from .networks import BUNDLED, AlignerNetwork, GreyInput, load_network
 from .statistics import macro_auroc
 from .stn import compose
-from .training import EpochLog, RunParams, bare_trainer, loader, make_optimizer, quiet, threads
+from .training import (EpochLog, RunParams, bare_trainer, check_start, freeze_batch_norm, loader,
+                              make_optimizer, quiet, share_batch_norm, threads)
 
 # %% ../nbs/18_classification.ipynb #d8f7c98e
 class ClassifyParams(AugmentParams, RunParams):
@@ -123,7 +124,7 @@ def joint_network(
     size = p.output_size
     return AlignerNetwork(p.stn_backbone, p.stn_weights, p.stn_input_size, size, size), None
 
-# %% ../nbs/18_classification.ipynb #a8baccc7
+# %% ../nbs/18_classification.ipynb #0bb7c0cc
 class ClassifierTraining(pl.LightningModule):
     "The classifier with its loss and its validation; in the joint arm also the spatial transformer."
     def __init__(
@@ -143,13 +144,15 @@ class ClassifierTraining(pl.LightningModule):
         self.register_buffer("weights", weights, persistent=False)
         self.train()
 
+    def setup(self, stage: str): share_batch_norm(self, "classifier", self.params)
+
     def train(self, mode: bool = True):
-        "As usual, but the transformer stays in evaluation mode."
+        "As usual, but the transformer stays in evaluation mode, and batch norm that is frozen."
         super().train(mode)
         if self.stn is not None: self.stn.eval()
-        return self
+        return freeze_batch_norm(self) if self.params.batch_norm == "frozen" else self
 
-# %% ../nbs/18_classification.ipynb #2503577f
+# %% ../nbs/18_classification.ipynb #15de8151
 @patch
 def locate(self: ClassifierTraining, films: Tensor, places: Tensor) -> Tensor: # (B, 2, 3)
     "Where the input lies: as the arm says, or as the transformer says."
@@ -174,17 +177,9 @@ def forward(self: ClassifierTraining, batch: dict) -> Tensor: # (B, 14) logits
 
 
 @patch
-def training_step(self: ClassifierTraining, batch: dict, index: int) -> Tensor: # scalar
+def training_step(self: ClassifierTraining, batch: dict, index: int) -> dict: # loss: scalar
     "The loss of a batch, averaged over films and findings."
-    loss = classification_loss(self(batch), batch["labels"], self.weights, self.gamma).mean()
-    self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]), sync_dist=True)
-    return loss
-
-
-@patch
-def on_train_epoch_start(self: ClassifierTraining):
-    "Random numbers inside the networks depend on the epoch, not on the past."
-    torch.manual_seed(int(np.random.SeedSequence([self.params.seed, self.current_epoch]).generate_state(1)[0]))
+    return dict(loss=classification_loss(self(batch), batch["labels"], self.weights, self.gamma).mean())
 
 
 @patch
@@ -341,6 +336,23 @@ def start_run(
         atomic_write(files[1], json.dumps(facts, indent=1) + "\n")
     return places, facts, stn, go_on
 
+# %% ../nbs/18_classification.ipynb #edb57b2e
+def agreed_start(
+    run: Run,
+    params: ClassifyParams,
+    prepared, # `Prepared` films
+) -> tuple: # places, facts, transformer or None, whether to go on from the last checkpoint, whether all is done
+    "`start_run` in the first process; in the others what it has found."
+    mine = []
+    def find():
+        places, facts, stn, earlier = start_run(run, params, prepared)
+        mine.extend([places, stn])
+        last, done = run.path / "checkpoints" / "last.ckpt", run.path / "predictions.parquet"
+        return facts, earlier and last.exists(), done.exists()
+    facts, go_on, finished = run.agree(find)
+    places, stn = mine or (read_places(run.read_table("places"), prepared.films), joint_network(params, prepared.films)[0])
+    return places, facts, stn, go_on, finished
+
 # %% ../nbs/18_classification.ipynb #d7d115c7
 def finish_run(
     run: Run,
@@ -365,7 +377,7 @@ def finish_run(
     table = prediction_table(films.table, np.concatenate(probs))
     return write_predictions(run.path / "predictions.parquet", table, about)
 
-# %% ../nbs/18_classification.ipynb #39053ead
+# %% ../nbs/18_classification.ipynb #f280c81a
 def say_estimable(labels: np.ndarray): # (n, 14) of the validation films
     "Print for how many findings the validation set can tell an AUROC."
     count = int((labels.min(0) < labels.max(0)).sum())
@@ -379,18 +391,20 @@ def fit_classifier(
 ) -> Path: # the run's folder
     "Train a classifier in one arm and write its predictions, or go on with an interrupted run."
     with quiet(), threads(params):
+        check_start(params)
         pl.seed_everything(params.seed, verbose=False)
+        follow(params.out_dir)
         prepared = prepare_arm(params)
         with Run(params.out_dir, params, prepared.films.manifest_hash()) as run:
-            places, facts, stn, go_on = start_run(run, params, prepared)
+            places, facts, stn, go_on, finished = agreed_start(run, params, prepared)
             data = ClassifierData(params, prepared, places)
-            say_estimable(data.labels("valid"))
-            if (run.path / "predictions.parquet").exists(): return run.path
+            if run.is_first: say_estimable(data.labels("valid"))
+            if finished: return run.path
             module = ClassifierTraining(params.model_dump(), data.labels("train").mean(0).tolist(), stn)
             last = run.path / "checkpoints" / "last.ckpt"
             trainer = classifier_trainer(params, run.path)
             trainer.fit(module, datamodule=data, weights_only=True,
-                        ckpt_path=last if go_on and last.exists() else None)
+                        ckpt_path=last if go_on else None)
             if trainer.is_global_zero: finish_run(run, params, data, module, facts)
         return run.path
 

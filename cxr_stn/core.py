@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ParameterError', 'Params', 'read_yaml', 'project_root', 'input_path', 'output_path', 'atomic_path', 'atomic_write',
-           'seed_everything', 'provenance', 'Run', 'has_params', 'claim', 'execute_run']
+           'seed_everything', 'provenance', 'started_processes', 'process_rank', 'follow', 'Run', 'has_params', 'claim',
+           'execute_run']
 
-# %% ../nbs/00_core.ipynb #f4a8c35a
+# %% ../nbs/00_core.ipynb #8bf912c8
 import difflib, importlib.metadata, importlib.util, json, os, platform, random, shlex, shutil, socket
-import subprocess, sys, types, typing, uuid, weakref
+import subprocess, sys, time, types, typing, uuid, weakref
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -340,7 +341,72 @@ def _unlock(lock: Path, pid: int):
     "Remove a lock, in the process that made it and not in a fork of it"
     if os.getpid() == pid: lock.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #7b6a0480
+# %% ../nbs/00_core.ipynb #ade8f6aa
+def _in_srun() -> bool:
+    "Whether Slurm's srun started this process as one of several"
+    env = os.environ
+    return int(env.get("SLURM_NTASKS", 1)) > 1 and env.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+def started_processes() -> typing.Optional[dict]: # {"devices": on this machine, "num_nodes": machines}
+    "How many processes torchrun or Slurm has started for this run; None if neither has"
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        here = int(env["LOCAL_WORLD_SIZE"])
+        return dict(devices=here, num_nodes=int(env["WORLD_SIZE"]) // here)
+    if not _in_srun(): return None
+    machines = int(env.get("SLURM_NNODES", 1))
+    return dict(devices=int(env["SLURM_NTASKS"]) // machines, num_nodes=machines)
+
+def process_rank() -> int:
+    "The number of this process among those of one run; 0: it is the first, or alone"
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env: return int(env["RANK"])
+    if _in_srun(): return int(env.get("SLURM_PROCID", 0))
+    return int(env.get("LOCAL_RANK", 0)) or int(env.get("NODE_RANK", 0))
+
+def _launch() -> dict: # JSON-ready
+    "What the processes of one run have in common, and those of another run have not"
+    env = os.environ
+    def facts(*names): return " ".join(env.get(name, "") for name in names)
+    def starter(pid): return dict(pid=pid, born=psutil.Process(pid).create_time())
+    if "TORCHELASTIC_RUN_ID" in env:
+        said = facts("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+        one_machine = env.get("LOCAL_WORLD_SIZE") == env.get("WORLD_SIZE")
+        return dict(by=f"torchrun {said}") | (starter(os.getppid()) if one_machine else {})
+    if _in_srun(): return dict(by="srun " + facts("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
+    return dict(by="first process") | starter(os.getppid() if process_rank() else os.getpid())
+
+def _same_launch(a: dict, b: dict) -> bool:
+    "Whether two processes were started together"
+    same = all(a.get(k) == b.get(k) for k in ("by", "pid"))
+    return same and abs(a.get("born", 0) - b.get("born", 0)) < 2
+
+# %% ../nbs/00_core.ipynb #c8418532
+_SAID = ".processes.json"  # in a run's directory: what the first process has said to the others
+
+def _hear(
+    path: Path,    # of the run
+    count: int,    # how many things must have been said
+    hours: float,  # to wait at most
+) -> list:
+    "What the first process of this launch has said so far; `OSError` if it says nothing, or is gone"
+    launch, parent, until = _launch(), os.getppid(), time.monotonic() + 3600 * hours
+    while time.monotonic() < until and os.getppid() == parent:
+        try: told = json.loads((path/_SAID).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError): told = {}
+        if _same_launch(told.get("launch", {}), launch) and len(told["said"]) >= count: return told["said"]
+        time.sleep(0.1)
+    raise OSError(f"the first process of this run has not opened {path}, or has ended: see its error. "
+                  "On several machines out_dir must be a folder that all of them share")
+
+def follow(
+    out_dir,            # of the run
+    hours: float = 24,  # to wait at most
+):
+    "Wait until the first process has opened the run (and so has prepared the films); the first itself goes on"
+    if process_rank(): _hear(output_path(out_dir), 1, hours)
+
+# %% ../nbs/00_core.ipynb #4be6b32c
 class Run:
     "A directory for what one run writes; `OSError` if another run has it open"
     def __init__(self,
@@ -350,17 +416,37 @@ class Run:
     ):
         self.path, self.params, self.manifest_hash = output_path(out_dir), params, manifest_hash
         self.path.mkdir(parents=True, exist_ok=True)
+        self.is_first, self._said, self._release = process_rank() == 0, [], lambda: None
+        if self.is_first: self._take()
+        self.changed, self.restarted = self.agree(self._record)
+
+    def _take(self):
+        "Lock the directory, and remove what a killed run has left half written"
         lock = self.path/".lock"
         owner = _try_lock(lock)
         if owner is not None: raise OSError(_in_use(self.path, owner))
-        self._release = weakref.finalize(self, _unlock, lock, os.getpid())
+        self._release = weakref.finalize(self, _give_up, self.path, os.getpid(), "first" in _launch()["by"])
         for part in self.path.glob(".part-*"): _remove(part)
-        self._record()
+
+    def agree(self,
+        find,  # called in the first process alone; what it returns must be JSON-ready
+    ):
+        "What the first process finds, in every process of the run; the others wait for it"
+        if not self.is_first: self._said = _hear(self.path, len(self._said) + 1, 24)[:len(self._said) + 1]
+        else:
+            self._said.append(json.loads(json.dumps(find())))
+            atomic_write(self.path/_SAID, json.dumps(dict(launch=_launch(), said=self._said)))
+        return self._said[-1]
 
     def close(self): self._release()
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
     def __repr__(self): return f"Run in {self.path.name}"
+
+def _give_up(path: Path, pid: int, alone: bool):
+    "Unlock a run's directory; what was said goes too, if nobody may still want to hear it"
+    if os.getpid() == pid and alone: (path/_SAID).unlink(missing_ok=True)
+    _unlock(path/".lock", pid)
 
 def _in_use(path: Path, owner: dict) -> str:
     "Why a directory is refused, and what to do"
@@ -370,25 +456,26 @@ def _in_use(path: Path, owner: dict) -> str:
     return (f"another run is writing to {path} ({who}): wait for it, or choose another out_dir. "
             f"If that process is no more, remove {path/'.lock'}")
 
-# %% ../nbs/00_core.ipynb #4ea1f4d6
+# %% ../nbs/00_core.ipynb #004e43d2
 def _changed(old: dict, new: dict) -> list: # names
     "The parameters in which two provenance records differ; where the results lie makes no difference"
     a, b = [{**p.get("parameters", {}), "manifest_hash": p.get("manifest_hash")} for p in (old, new)]
     return sorted(k for k in a.keys() | b.keys() if k != "out_dir" and a.get(k) != b.get(k))
 
 @patch
-def _record(self: Run):
+def _record(self: Run) -> tuple: # parameters that have changed; whether an earlier run may go on
     "Write params.yaml and provenance.json, and compare with those of an earlier run"
     file, new = self.path/"provenance.json", provenance(self.params, self.manifest_hash)
     try: old = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError): old = None
     new = json.loads(json.dumps(new))
-    self.changed = _changed(old, new) if old else []
-    self.restarted = old is not None and not self.changed
-    if self.restarted: new["earlier"] = old.get("earlier", []) + [{k: old.get(k) for k in ("started", "git")}]
+    changed = _changed(old, new) if old else []
+    restarted = old is not None and not changed
+    if restarted: new["earlier"] = old.get("earlier", []) + [{k: old.get(k) for k in ("started", "git")}]
     atomic_write(file, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
     text = yaml.safe_dump(new["parameters"], sort_keys=False, allow_unicode=True)
     atomic_write(self.path/"params.yaml", text)
+    return changed, restarted
 
 # %% ../nbs/00_core.ipynb #120b6421
 def _csv(name: str) -> str:

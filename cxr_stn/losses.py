@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['correlation_loss', 'squared_loss', 'feature_loss', 'canonical_chest', 'canonical_features', 'check_box', 'crop_pose',
-           'frame_distance', 'equivariance_loss', 'anchor_loss', 'lung_map_loss', 'agreement_loss', 'weighted_mean']
+           'frame_distance', 'equivariance_loss', 'anchor_loss', 'lung_map_loss', 'agreement_loss', 'weighted_sum',
+           'shared_means']
 
-# %% ../nbs/08_losses.ipynb #fa95030e
+# %% ../nbs/08_losses.ipynb #9318bfe7
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -150,24 +152,37 @@ def lung_map_loss(
     sizes = found.sum((1, 2, 3)) + mask.sum((1, 2, 3))
     return entropy + 1 - (2 * (found * mask).sum((1, 2, 3)) + 1) / (sizes + 1)
 
-# %% ../nbs/08_losses.ipynb #a576d8ca
+# %% ../nbs/08_losses.ipynb #dc391205
 def agreement_loss(
     first: Tensor, # (B, 1, h, w) lung map in [0, 1] of the first view
     second: Tensor, # (B, 1, h, w) of the second view
     first_view: Tensor, # (B, 2, 3) first view -> film
     second_view: Tensor, # (B, 2, 3) second view -> film
-) -> Tensor: # scalar
-    "Mean squared difference of two lung maps where both views show the film."
+) -> tuple[Tensor, Tensor]: # scalars: the sum of the squared differences; over how many pixels
+    "Squared difference of two lung maps where both views show the film, and how much of it they show."
     onto = [invert(first_view), invert(second_view)]
     maps = [warp(part, theta, part.shape[-2:]) for part, theta in zip((first, second), onto)]
     seen = [warp(torch.ones_like(part), theta, part.shape[-2:]) for part, theta in zip((first, second), onto)]
     both = seen[0] * seen[1]
-    return ((maps[0] - maps[1])**2 * both).sum() / both.sum().clamp(min=1e-6)
+    return ((maps[0] - maps[1])**2 * both).sum(), both.sum()
 
-# %% ../nbs/08_losses.ipynb #8fe903ce
-def weighted_mean(
+# %% ../nbs/08_losses.ipynb #d77c5285
+def weighted_sum(
     values: Tensor, # (B,)
-    weight: Tensor, # (B,) 0 or 1
-) -> Tensor: # scalar, 0 if no value counts
-    "Mean of the values that count."
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    weight: Tensor | None = None, # (B,) 0 or 1; None: all count
+) -> tuple[Tensor, Tensor]: # scalars: sum, count
+    "Sum of the values that count, and how many they are."
+    if weight is None: return values.sum(), torch.full_like(values[0], len(values))
+    return (values * weight).sum(), weight.sum()
+
+
+def shared_means(
+    terms: dict, # name: (sum, count), scalars
+) -> dict: # name: scalar, 0 if no value counts
+    "Sum by count; on several devices by the mean count of all, so that the devices' means are exact."
+    totals, counts = (torch.stack([value.float() for value in part]) for part in zip(*terms.values()))
+    if dist.is_available() and dist.is_initialized():
+        counts = counts.detach().clone()
+        dist.all_reduce(counts)
+        counts = counts / dist.get_world_size()
+    return dict(zip(terms, totals / counts.clamp(min=1e-6)))

@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['CANONICAL_LUNGS', 'REMARKS', 'FilmParams', 'NetworkParams', 'TargetParams', 'LossParams', 'ViewParams', 'RunParams',
            'TrainParams', 'EpochSampler', 'match_histogram', 'FilmViews', 'frame_to_lungs', 'canonical_to_lungs',
-           'phantom_truth', 'load_prepared', 'view_settings', 'AlignerData', 'phantom_set', 'loader', 'AlignerTraining',
-           'make_optimizer', 'EpochLog', 'picture_strip', 'Pictures', 'Export', 'choose_strategy', 'quiet', 'threads',
-           'bare_trainer', 'make_trainer', 'fit_aligner']
+           'phantom_truth', 'load_prepared', 'view_settings', 'AlignerData', 'phantom_set', 'ResumableLoader', 'loader',
+           'share_batch_norm', 'freeze_batch_norm', 'AlignerTraining', 'make_optimizer', 'EpochLog', 'picture_strip',
+           'Pictures', 'Export', 'check_start', 'choose_strategy', 'quiet', 'StepSeeds', 'StepCheckpoint',
+           'WholeCheckpoints', 'threads', 'bare_trainer', 'make_trainer', 'begin_run', 'fit_aligner']
 
-# %% ../nbs/09_training.ipynb #d5cc01aa
+# %% ../nbs/09_training.ipynb #225fdb2f
 import contextlib
+import io
 import logging
 import shutil
 import sys
@@ -26,16 +28,19 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from pydantic import Field, model_validator
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import DRAWS, BatchViews, View, ViewSettings, Views
-from .core import Params, Run, atomic_write, output_path
+from .core import Params, Run, atomic_write, follow, output_path, started_processes
 from .films import Prepared, load_films, prepare
 from .losses import (agreement_loss, anchor_loss, canonical_chest, canonical_features, check_box,
                             correlation_loss, crop_pose, equivariance_loss, feature_loss, frame_distance,
-                            lung_map_loss, squared_loss, weighted_mean)
+                            lung_map_loss, shared_means, squared_loss, weighted_sum)
 from .metrics import fit_axes
 from .networks import (AlignerNetwork, FeatureNetwork, Look, centring, examine, locate, read_network,
                               save_network)
@@ -60,12 +65,12 @@ class FilmParams(Params):
     devices: int = Field(1, ge=1, description="devices per machine")
     seed: int = Field(0, ge=0, description="of everything random")
 
-# %% ../nbs/09_training.ipynb #b9865652
+# %% ../nbs/09_training.ipynb #bc50cbf4
 class NetworkParams(FilmParams):
     "The localisation network and the poses it can give."
-    input_size: int = Field(128, ge=32, description="side of the square the network sees, pixels")
-    output_height: int = Field(120, ge=16, description="height of the output frame, pixels")
-    output_width: int = Field(96, ge=16, description="width of the output frame, pixels")
+    input_size: int = Field(96, ge=32, description="side of the square the network sees, pixels")
+    output_height: int = Field(90, ge=16, description="height of the output frame, pixels")
+    output_width: int = Field(72, ge=16, description="width of the output frame, pixels")
     family: Literal["pose", "similarity", "scale_shift", "affine"] = Field(
         "pose", description="which numbers of the pose are free")
     max_shift: float = Field(0.8, gt=0, description="bound of the shift, half film sizes")
@@ -147,13 +152,13 @@ class ViewParams(LossParams):
         if extra: raise ValueError(f"views = 'albumentations' knows no {', '.join(extra)}: set them to 0")
         return self
 
-# %% ../nbs/09_training.ipynb #69736c58
+# %% ../nbs/09_training.ipynb #4cd5ed90
 class RunParams(Params):
     "Where a training writes, and how it optimises."
     out_dir: str = Field("runs/train", description="where the run writes")
     resume: bool = Field(
         True, description="go on from the last checkpoint in out_dir, if its parameters are the same")
-    epochs: int = Field(8, ge=1, description="passes over the training films")
+    epochs: int = Field(5, ge=1, description="passes over the training films")
     lr: float = Field(1e-3, gt=0, description="highest learning rate")
     lr_final: float = Field(1e-6, ge=0, description="learning rate at the end")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
@@ -161,6 +166,10 @@ class RunParams(Params):
     scheduler: Literal["onecycle", "linear", "cosine", "constant"] = Field(
         "onecycle", description="course of the learning rate")
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; 0: no bound")
+    checkpoint_steps: int = Field(
+        500, ge=0, description="write a checkpoint every so many steps of an epoch; 0: after each epoch only")
+    batch_norm: Literal["device", "synchronised", "frozen"] = Field(
+        "device", description="statistics of batch norm: of each device's batch, of all (GPUs only), or frozen")
     precision: str = Field(
         "32-true", description="Lightning's name of the precision: 32-true, bf16-mixed, 16-mixed, ...")
     strategy: str = Field("auto", description="Lightning's name of the strategy for several devices")
@@ -170,7 +179,7 @@ class RunParams(Params):
 class TrainParams(ViewParams, RunParams):
     "All decisions of a training run of the aligner."
 
-# %% ../nbs/09_training.ipynb #42ec74b5
+# %% ../nbs/09_training.ipynb #9f96e9a5
 class EpochSampler(torch.utils.data.Sampler):
     "Rows in a new order every epoch, each as `epoch * n_rows + row`."
     def __init__(
@@ -181,7 +190,7 @@ class EpochSampler(torch.utils.data.Sampler):
         rank: int = 0, world: int = 1, # this device, and how many there are
     ):
         self.n_rows, self.length, self.seed = n_rows, length, seed
-        self.rank, self.world, self.epoch = rank, world, 0
+        self.rank, self.world, self.epoch, self.start = rank, world, 0, 0
 
     def set_epoch(self, epoch: int): self.epoch = epoch  # Lightning calls this before every epoch
     def __len__(self): return self.length // self.world
@@ -190,7 +199,7 @@ class EpochSampler(torch.utils.data.Sampler):
         rng = np.random.default_rng([self.seed, self.epoch])
         rounds = [rng.permutation(self.n_rows) for _ in range(-(-self.length // self.n_rows))]
         rows = np.concatenate(rounds)[self.rank::self.world][:len(self)]
-        yield from (self.epoch * self.n_rows + rows).tolist()
+        yield from (self.epoch * self.n_rows + rows[self.start:]).tolist()  # `start` rows were seen before
 
 # %% ../nbs/09_training.ipynb #7c606731
 def match_histogram(
@@ -290,7 +299,7 @@ def view_settings(params: TrainParams) -> ViewSettings:
     names = ViewSettings.__dataclass_fields__
     return ViewSettings(**{k: v for k, v in params.model_dump().items() if k in names})
 
-# %% ../nbs/09_training.ipynb #1bb1bb3d
+# %% ../nbs/09_training.ipynb #0893f4dd
 class AlignerData(pl.LightningDataModule):
     "Training and validation films of a run, and extra phantoms where they are wanted."
     def __init__(self, params: TrainParams):
@@ -301,7 +310,9 @@ class AlignerData(pl.LightningDataModule):
         if n < params.batch_size * n_devices:
             raise ValueError(f"{n} training films do not fill one batch of {params.batch_size} on "
                              f"{n_devices} devices: lower batch_size or give more films")
-        if not len(self.valid_rows): raise ValueError("no validation films: raise valid_fraction or n_films")
+        if len(self.valid_rows) < n_devices:
+            raise ValueError(f"{len(self.valid_rows)} validation films for {n_devices} devices: "
+                             "raise valid_fraction or n_films")
 
     def films(self, rows, limit: int | None = None) -> Tensor: # (n, 1, S, S) in [0, 1]
         "Some films, without augmentation; spread over the rows if there are more than `limit`."
@@ -326,7 +337,16 @@ def _settings(params: TrainParams) -> ViewSettings | None:
     "What albumentations is to do; None if the device makes the views."
     return view_settings(params) if params.views == "albumentations" else None
 
-# %% ../nbs/09_training.ipynb #4dfee962
+# %% ../nbs/09_training.ipynb #ee5a5774
+class ResumableLoader(DataLoader):
+    "A loader of `EpochSampler`'s rows that can go on inside an epoch."
+    skip = 0  # batches to leave out the next time
+
+    def __iter__(self):
+        self.sampler.start, self.skip = self.skip * self.batch_size, 0
+        yield from super().__iter__()
+
+# %% ../nbs/09_training.ipynb #e36b031a
 def loader(
     dataset: FilmViews,
     params: TrainParams,
@@ -336,13 +356,14 @@ def loader(
 ) -> DataLoader: # of batches as `FilmViews` makes items
     "Batches of a dataset in the order of `EpochSampler`, or as they stand."
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-    sampler = None
     if shuffle: sampler = EpochSampler(len(dataset), length or len(dataset), params.seed, rank, world)
-    return DataLoader(dataset, params.batch_size, sampler=sampler, drop_last=shuffle,
-                      num_workers=params.num_workers, persistent_workers=params.num_workers > 0,
-                      pin_memory=torch.cuda.is_available())
+    else: sampler = range(rank, len(dataset), world)
+    kind = ResumableLoader if shuffle else DataLoader
+    return kind(dataset, params.batch_size, sampler=sampler, drop_last=shuffle,
+                num_workers=params.num_workers, persistent_workers=params.num_workers > 0,
+                pin_memory=torch.cuda.is_available())
 
-# %% ../nbs/09_training.ipynb #f20472ec
+# %% ../nbs/09_training.ipynb #cae86633
 @patch
 def train_dataloader(self: AlignerData):
     "Batches of films, beside batches of phantoms with true poses where these have a weight."
@@ -359,9 +380,28 @@ def train_dataloader(self: AlignerData):
 def val_dataloader(self: AlignerData):
     "Validation films with views that stay the same in every epoch."
     films = FilmViews(self.prepared.images[self.valid_rows], _settings(self.params), self.params.seed + 2)
-    return loader(films, self.params, shuffle=False)
+    return loader(films, self.params, self.trainer, shuffle=False)
 
-# %% ../nbs/09_training.ipynb #8f5d474a
+# %% ../nbs/09_training.ipynb #2eecffb3
+def share_batch_norm(
+    module: pl.LightningModule,
+    name: str, # of the network in it
+    params: RunParams,
+):
+    "Let the devices compute the network's batch statistics together, if asked to. ValueError without GPUs."
+    if params.batch_norm != "synchronised": return
+    if params.accelerator == "cpu" or not torch.cuda.is_available():
+        raise ValueError("batch_norm = 'synchronised' needs GPUs: choose 'device' or 'frozen'")
+    setattr(module, name, convert_sync_batchnorm(getattr(module, name)))
+
+
+def freeze_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
+    "Put all batch norm into evaluation mode."
+    for part in network.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm): part.eval()
+    return network
+
+# %% ../nbs/09_training.ipynb #5926acc6
 class AlignerTraining(pl.LightningModule):
     "The aligner's network with its losses; `canonical` is the chest it aligns to."
     def __init__(
@@ -382,6 +422,14 @@ class AlignerTraining(pl.LightningModule):
         self.register_buffer("canonical", torch.zeros(1, 1, *self.network.output_shape))
         shapes = [m.shape for m in self.features(self.canonical)]
         for i, shape in enumerate(shapes): self.register_buffer(f"target_{i}", torch.zeros(shape))
+        self._seen = []  # sums and counts of validation batches
+
+    def setup(self, stage: str): share_batch_norm(self, "network", self.params)
+
+    def train(self, mode: bool = True):
+        "As usual, but batch norm that is frozen stays in evaluation mode."
+        super().train(mode)
+        return freeze_batch_norm(self) if self.params.batch_norm == "frozen" else self
 
     @property
     def targets(self) -> list[Tensor]: # canonical features, one (1, C, h, w) per layer
@@ -391,7 +439,7 @@ class AlignerTraining(pl.LightningModule):
         state = checkpoint["state_dict"]
         for name in [k for k in state if k.startswith("features.")]: del state[name]
 
-# %% ../nbs/09_training.ipynb #c6a0e10e
+# %% ../nbs/09_training.ipynb #8ad1924d
 @patch
 @torch.no_grad()
 def set_canonical(
@@ -416,9 +464,10 @@ def locate_all(self: AlignerTraining, films: Tensor, batch: int = 64) -> Tensor:
 
 
 @patch
-def on_train_batch_end(self: AlignerTraining, *args):
-    "Let the averaged weights follow."
-    self.average.update(self.network, step=self.global_step)
+def optimizer_step(self: AlignerTraining, *args, **kwargs):
+    "As usual, and the averaged weights follow; at once, so that a checkpoint after the step has them."
+    pl.LightningModule.optimizer_step(self, *args, **kwargs)
+    self.average.update(self.network, step=self.global_step + 1)
 
 # %% ../nbs/09_training.ipynb #80132818
 @patch
@@ -433,24 +482,25 @@ def make_views(
     neither = torch.zeros_like(flat("turns"), dtype=torch.bool)
     return View(flat("views"), flat("to_film"), flat("turns"), neither, neither)
 
-# %% ../nbs/09_training.ipynb #43eb6711
+# %% ../nbs/09_training.ipynb #2dd9d41a
 @patch
 def similarity_losses(
     self: AlignerTraining,
     film: Tensor, # (B, 1, S, S)
     place: Tensor, # (B, 2, 3) frame -> film
     upright: Tensor, # (B,) 1 where the view was upright
-) -> dict: # name: scalar
+) -> dict: # name: (sum, count)
     "How well the aligned films resemble the canonical chest: grey values, features, anchor."
-    p, shape, losses = self.params, self.network.output_shape, dict(anchor=anchor_loss(place, self.anchor))
+    p, shape, anchor = self.params, self.network.output_shape, anchor_loss(place, self.anchor)
+    losses = dict(anchor=(anchor, torch.ones_like(anchor)))
     if not (p.pixel_weight or p.feature_weight): return losses
     aligned, seen = warp(film, place, shape), warp(torch.ones_like(film), place, shape).detach()
     if p.pixel_weight:
         similarity = dict(correlation=correlation_loss, squared=squared_loss)[p.pixel_loss]
-        losses["pixel"] = weighted_mean(similarity(aligned, self.canonical, seen), upright)
+        losses["pixel"] = weighted_sum(similarity(aligned, self.canonical, seen), upright)
     if p.feature_weight:
         gaps = feature_loss(self.features(aligned), self.targets, seen, p.feature_loss)
-        losses["feature"] = weighted_mean(gaps, upright)
+        losses["feature"] = weighted_sum(gaps, upright)
     return losses
 
 
@@ -460,37 +510,36 @@ def film_losses(
     batch: dict, # as `FilmViews` makes it, B films
     view: View, # of both views of each
     look: Look, # at them
-) -> dict: # name: scalar
+) -> dict: # name: (sum, count)
     "Equivariance, agreement of the lung maps, and similarity of films without labels."
     def pairs(values): return values.unflatten(0, (2, len(batch["film"])))
     theta, to_film = pairs(flip_frame(look.theta, view.mirrored)), pairs(view.to_film)
     upright, lungs = pairs((view.turns == 0).float()), pairs(look.lungs.sigmoid())
     losses = self.similarity_losses(batch["film"], compose(to_film[0], theta[0]), upright[0])
-    losses["equivariance"] = weighted_mean(equivariance_loss(*theta, *to_film), upright[0] * upright[1])
+    losses["equivariance"] = weighted_sum(equivariance_loss(*theta, *to_film), upright[0] * upright[1])
     losses["agreement"] = agreement_loss(*lungs, *to_film)
     return losses
 
-# %% ../nbs/09_training.ipynb #8033c1c1
+# %% ../nbs/09_training.ipynb #8e3543fa
 @patch
-def sign_losses(self: AlignerTraining, view: View, look: Look) -> dict: # name: scalar
+def sign_losses(self: AlignerTraining, view: View, look: Look) -> dict: # name: (sum, count)
     "Quarter turn, mirroring and inversion."
-    tell = F.binary_cross_entropy_with_logits
-    mirrored = tell(look.mirrored, view.mirrored.float(), reduction="none")
-    return dict(turn=F.cross_entropy(look.turn, view.turns),
-                mirrored=weighted_mean(mirrored, (view.turns == 0).float()),
-                inverted=tell(look.inverted, view.inverted.float()))
+    def tell(said, true): return F.binary_cross_entropy_with_logits(said, true.float(), reduction="none")
+    return dict(turn=weighted_sum(F.cross_entropy(look.turn, view.turns, reduction="none")),
+                mirrored=weighted_sum(tell(look.mirrored, view.mirrored), (view.turns == 0).float()),
+                inverted=weighted_sum(tell(look.inverted, view.inverted)))
 
 
 @patch
-def phantom_losses(self: AlignerTraining, batch: dict, view: View, look: Look) -> dict: # name: scalar
+def phantom_losses(self: AlignerTraining, batch: dict, view: View, look: Look) -> dict: # name: (sum, count)
     "Distance to the true frame, and the lung map against the true lungs."
     found = compose(view.to_film, flip_frame(look.theta, view.mirrored))
     upright = (view.turns == 0).float()
     lungs = warp(batch["lungs"], view.to_film, batch["lungs"].shape[-2:])
-    return dict(phantom=weighted_mean(frame_distance(found, batch["place"]), upright),
-                lungs=lung_map_loss(look.lungs, lungs).mean())
+    return dict(phantom=weighted_sum(frame_distance(found, batch["place"]), upright),
+                lungs=weighted_sum(lung_map_loss(look.lungs, lungs)))
 
-# %% ../nbs/09_training.ipynb #b03759e9
+# %% ../nbs/09_training.ipynb #8eaa1461
 @patch
 def total_loss(self: AlignerTraining, losses: dict) -> Tensor: # scalar
     "Weighted sum of the terms."
@@ -498,28 +547,35 @@ def total_loss(self: AlignerTraining, losses: dict) -> Tensor: # scalar
 
 
 @patch
-def training_step(self: AlignerTraining, batch: dict, index: int) -> Tensor: # scalar
+def training_step(self: AlignerTraining, batch: dict, index: int) -> dict: # loss and every term, scalars
     "The loss of a batch of films and, where there are any, phantoms."
     films, phantoms = batch["films"], batch.get("phantoms")
     views = [self.make_views(films)] + ([self.make_views(phantoms, 1)] if phantoms else [])
     every, n = View(*(torch.cat(parts) for parts in zip(*views))), len(views[0].images)
     look = self.network(every.images)
-    losses = self.sign_losses(every, look) | self.film_losses(films, views[0], Look(*(part[:n] for part in look)))
-    if phantoms: losses |= self.phantom_losses(phantoms, views[1], Look(*(part[n:] for part in look)))
-    total = self.total_loss(losses)
-    self.log_dict({"loss": total, **losses}, on_step=False, on_epoch=True, batch_size=n, sync_dist=True)
-    return total
+    terms = self.sign_losses(every, look) | self.film_losses(films, views[0], Look(*(part[:n] for part in look)))
+    if phantoms: terms |= self.phantom_losses(phantoms, views[1], Look(*(part[n:] for part in look)))
+    losses = shared_means(terms)
+    return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
 
-# %% ../nbs/09_training.ipynb #afa21bbd
+# %% ../nbs/09_training.ipynb #0f3d1135
 @patch
 def validation_step(self: AlignerTraining, batch: dict, index: int):
-    "Log the terms of validation films."
+    "Collect the terms of validation films."
     view = self.make_views(batch)
     look = self.average.module(view.images)
-    losses = self.sign_losses(view, look) | self.film_losses(batch, view, look)
-    losses["turn_error"] = (look.turn.argmax(1) != view.turns).float().mean()
-    logged = {f"valid_{name}": value for name, value in losses.items()}
-    self.log_dict(logged, on_epoch=True, batch_size=len(view.images), sync_dist=True)
+    terms = self.sign_losses(view, look) | self.film_losses(batch, view, look)
+    terms["turn_error"] = weighted_sum((look.turn.argmax(1) != view.turns).float())
+    self._seen.append({f"valid_{name}": torch.stack(pair) for name, pair in terms.items()})
+
+
+@patch
+def on_validation_epoch_end(self: AlignerTraining):
+    "Log the means over all validation films."
+    sums = torch.stack([torch.stack(list(seen.values())) for seen in self._seen]).sum(0)  # terms x (sum, count)
+    names = list(self._seen[0]); self._seen.clear()
+    sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+    self.log_dict(dict(zip(names, sums[:, 0] / sums[:, 1].clamp(min=1e-6))))
 
 # %% ../nbs/09_training.ipynb #4d9c6a23
 @patch
@@ -563,19 +619,36 @@ def configure_optimizers(self: AlignerTraining):
     "The optimiser of the network and its learning rate, step by step."
     return make_optimizer([(self.network, self.params.lr)], self.params, self.trainer.estimated_stepping_batches)
 
-# %% ../nbs/09_training.ipynb #0ca4029f
+# %% ../nbs/09_training.ipynb #d16af38a
 class EpochLog(pl.Callback):
-    "Writes the epoch's numbers to log.csv and prints one line."
+    "Averages what `training_step` returns, writes the epoch's numbers to log.csv and prints one line."
     def __init__(
         self, path: str | Path, # of log.csv
         shown=("loss", "pixel", "feature", "equivariance", "phantom", "lungs",
                "valid_pixel", "valid_equivariance", "valid_turn_error"), # in the line, if they are there
-    ): self.path, self.shown = Path(path), shown
+    ):
+        self.path, self.shown = Path(path), shown
+        self.names, self.sums, self.steps = [], torch.zeros(()), 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        values = torch.stack([value.detach().float() for value in outputs.values()])
+        self.names, self.sums, self.steps = list(outputs), values + self.sums.to(values.device), self.steps + 1
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        sums = trainer.strategy.reduce(self.sums.clone(), reduce_op="mean").cpu()  # of all devices
+        checkpoint["epoch_log"] = dict(names=self.names, sums=sums, steps=self.steps)
+
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        for name, value in checkpoint["epoch_log"].items(): setattr(self, name, value)
 
     def on_train_epoch_end(self, trainer, module):
+        means = trainer.strategy.reduce(self.sums / max(self.steps, 1), reduce_op="mean")
+        module.log_dict(dict(zip(self.names, means)), batch_size=1)
+        names, self.names, self.sums, self.steps = self.names, [], torch.zeros(()), 0
         if not trainer.is_global_zero: return
         row = dict(epoch=trainer.current_epoch, lr=trainer.optimizers[0].param_groups[0]["lr"])
-        row |= {k: float(v) for k, v in trainer.callback_metrics.items()}
+        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("valid_", "score"))}
+        row |= dict(zip(names, means.tolist()))
         rows = [row]
         if self.path.exists():
             earlier = pd.read_csv(self.path)
@@ -641,7 +714,7 @@ class Export(pl.Callback):
         save_network(self.path, module.average.module, module.canonical, trained=True,
                      epochs=trainer.current_epoch, **self.facts)
 
-# %% ../nbs/09_training.ipynb #315bdffc
+# %% ../nbs/09_training.ipynb #dfba3952
 def _in_notebook() -> bool:
     "Whether a Jupyter kernel runs this."
     try: from IPython import get_ipython
@@ -649,17 +722,27 @@ def _in_notebook() -> bool:
     return get_ipython() is not None
 
 
+def check_start(params: RunParams):
+    "ValueError if torchrun or Slurm started other processes than the parameters say, or nobody several machines."
+    wanted, started = dict(devices=params.devices, num_nodes=params.num_nodes), started_processes()
+    if started and started != wanted:
+        raise ValueError(f"the parameters say {wanted}, but the processes that were started are {started}")
+    if params.num_nodes > 1 and not started:
+        raise ValueError("num_nodes > 1: start this run on every machine by torchrun or srun")
+
+
 def choose_strategy(
     params: TrainParams,
 ) -> str: # Lightning's name
-    "The strategy asked for; for several devices in a notebook one that forks."
+    "The strategy asked for; for several devices in a notebook one that forks. ValueError for a wrong start."
+    check_start(params)
     several = params.devices > 1 or params.num_nodes > 1
     if params.strategy != "auto" or not several: return params.strategy
     return "ddp_notebook" if _in_notebook() else "ddp"
 
-# %% ../nbs/09_training.ipynb #7b7d8b79
+# %% ../nbs/09_training.ipynb #d00c2105
 REMARKS = ("does not have many workers", "number of training batches", "was not used", "Checkpoint directory",
-           "in eval mode", "LeafSpec", "treespec", "lr_scheduler.step", "sync_dist", "tensorboard")
+           "in eval mode", "LeafSpec", "treespec", "lr_scheduler.step", "sync_dist", "tensorboard", "dataloader is not resumable")
 
 
 @contextlib.contextmanager
@@ -673,6 +756,42 @@ def quiet():
         try: yield
         finally: log.setLevel(level)
 
+# %% ../nbs/09_training.ipynb #c7def3d7
+class StepSeeds(pl.Callback):
+    "Seeds torch before every step by the run's seed, the step and the device."
+    def __init__(self, seed: int): self.seed = seed
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        entropy = np.random.SeedSequence([self.seed, trainer.global_step, trainer.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+
+# %% ../nbs/09_training.ipynb #b07f4546
+class StepCheckpoint(Checkpoint):
+    "Writes the run's checkpoint every so many steps of an epoch; called after all other callbacks."
+    def __init__(self, path: Path, every: int): self.path, self.every, self.done = path, every, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if (index + 1) % self.every or index + 1 >= trainer.num_training_batches: return
+        self.done = index + 1  # batches of this epoch
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self.done = 0
+
+    def state_dict(self): return dict(done=self.done)
+    def load_state_dict(self, state): self.done = state["done"]
+
+    def on_train_start(self, trainer, module):
+        loaders = trainer.train_dataloader
+        for each in loaders.values() if isinstance(loaders, dict) else [loaders]: each.skip = self.done
+        self.done = 0
+
+# %% ../nbs/09_training.ipynb #eb0880b0
+class WholeCheckpoints(TorchCheckpointIO):
+    "Checkpoints that are whole or not there."
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None):
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        atomic_write(path, buffer.getvalue())
+
 # %% ../nbs/09_training.ipynb #226bd844
 @contextlib.contextmanager
 def threads(params: TrainParams):
@@ -683,24 +802,26 @@ def threads(params: TrainParams):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/09_training.ipynb #c726a055
+# %% ../nbs/09_training.ipynb #1bf7ad64
 def bare_trainer(
     params: RunParams, # that are `FilmParams` too
     folder: Path, # of the run
     callbacks: list, # called before the last checkpoint is written
 ) -> pl.Trainer:
-    "A Lightning trainer that logs to TensorBoard and keeps the last checkpoint."
+    "A Lightning trainer that logs to TensorBoard and keeps the last checkpoint, also inside an epoch."
     from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
     last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
                            save_on_train_epoch_end=True)
-    callbacks = [*callbacks, LearningRateMonitor("step"), last]
+    within = StepCheckpoint(folder / "checkpoints" / "last.ckpt", params.checkpoint_steps)
+    callbacks = [StepSeeds(params.seed), *callbacks, LearningRateMonitor("step"), last]
+    if params.checkpoint_steps: callbacks.append(within)
     logger = TensorBoardLogger(folder, name="tensorboard", version="")
     return pl.Trainer(
         accelerator=params.accelerator, devices=params.devices, num_nodes=params.num_nodes,
         strategy=choose_strategy(params), use_distributed_sampler=False, precision=params.precision,
         max_epochs=params.epochs, gradient_clip_val=params.gradient_clip or None,
-        logger=logger, callbacks=callbacks, log_every_n_steps=20, num_sanity_val_steps=0,
+        logger=logger, callbacks=callbacks, plugins=[WholeCheckpoints()], log_every_n_steps=20, num_sanity_val_steps=0,
         enable_model_summary=False, enable_progress_bar=sys.stderr.isatty())
 
 
@@ -713,25 +834,37 @@ def make_trainer(
     export = Export(folder / "aligner.safetensors", **facts)
     return bare_trainer(params, folder, [EpochLog(folder / "log.csv"), Pictures(), export])
 
-# %% ../nbs/09_training.ipynb #d4a4a0bf
+# %% ../nbs/09_training.ipynb #8bba73d1
+def begin_run(
+    run: Run,
+    params: TrainParams,
+) -> str: # "finished", "go on" or "anew"
+    "What an earlier start has left; what cannot be used is removed. Extra phantoms are drawn."
+    last, done = run.path / "checkpoints" / "last.ckpt", run.path / "aligner.safetensors"
+    again = run.restarted and params.resume
+    if again and done.exists(): return "finished"
+    if params.phantom_weight: phantom_set(params)  # drawn once, before several processes want it
+    if again and last.exists(): return "go on"
+    for old in (done, run.path / "log.csv"): old.unlink(missing_ok=True)
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    return "anew"
+
+
 def fit_aligner(
     params: TrainParams,
 ) -> Path: # the run's folder: aligner.safetensors, log.csv, checkpoints, provenance
     "Train an aligner, or go on with an interrupted run."
     with quiet(), threads(params):
+        check_start(params)
         pl.seed_everything(params.seed, verbose=False)
+        follow(params.out_dir)
         data = AlignerData(params)
         with Run(params.out_dir, params, data.prepared.films.manifest_hash()) as run:
-            last, done = run.path / "checkpoints" / "last.ckpt", run.path / "aligner.safetensors"
-            if done.exists() and run.restarted and params.resume: return run.path
-            go_on = params.resume and run.restarted and last.exists()
-            if not go_on:
-                for old in (done, run.path / "log.csv"): old.unlink(missing_ok=True)
-                shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-            if params.phantom_weight: phantom_set(params)  # drawn once, before several processes want it
+            state, last = run.agree(lambda: begin_run(run, params)), run.path / "checkpoints" / "last.ckpt"
+            if state == "finished": return run.path
             facts = dict(data=data.prepared.films.name, films=len(data.train_rows), seed=params.seed,
                          valid_fraction=params.valid_fraction)
             trainer = make_trainer(params, run.path, **facts)
             trainer.fit(AlignerTraining(params.model_dump()), datamodule=data,
-                        ckpt_path=last if go_on else None, weights_only=True)
+                        ckpt_path=last if state == "go on" else None, weights_only=True)
         return run.path
