@@ -401,7 +401,7 @@ def freeze_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm): part.eval()
     return network
 
-# %% ../nbs/09_training.ipynb #5926acc6
+# %% ../nbs/09_training.ipynb #c8a8b795
 class AlignerTraining(pl.LightningModule):
     "The aligner's network with its losses; `canonical` is the chest it aligns to."
     def __init__(
@@ -423,6 +423,7 @@ class AlignerTraining(pl.LightningModule):
         shapes = [m.shape for m in self.features(self.canonical)]
         for i, shape in enumerate(shapes): self.register_buffer(f"target_{i}", torch.zeros(shape))
         self._seen = []  # sums and counts of validation batches
+        if p.batch_norm == "frozen": freeze_batch_norm(self)  # Lightning takes the module as it finds it
 
     def setup(self, stage: str): share_batch_norm(self, "network", self.params)
 
