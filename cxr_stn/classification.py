@@ -7,7 +7,7 @@ __all__ = ['ClassifyParams', 'class_weights', 'classification_loss', 'Classifier
            'ClassifierData', 'Patience', 'classifier_trainer', 'predict', 'prediction_table', 'start_run', 'finish_run',
            'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs', 'is_finished', 'repeat']
 
-# %% ../nbs/18_classification.ipynb #97d63597
+# %% ../nbs/18_classification.ipynb #31380d1e
 import hashlib
 import json
 import shutil
@@ -36,7 +36,7 @@ from .inference import choose_device
 from .networks import BUNDLED, AlignerNetwork, GreyInput, load_network
 from .statistics import macro_auroc
 from .stn import compose
-from .training import EpochLog, RunParams, bare_trainer, loader, make_optimizer, quiet, threads
+from .training import EpochLog, RunParams, bare_trainer, loader, make_optimizer, quiet, set_up, threads
 
 # %% ../nbs/18_classification.ipynb #409eee18
 class ClassifyParams(AugmentParams, RunParams):
@@ -120,7 +120,7 @@ def joint_network(
     size = p.output_size
     return AlignerNetwork(p.stn_backbone, p.stn_weights, p.stn_input_size, size, size), None
 
-# %% ../nbs/18_classification.ipynb #a8baccc7
+# %% ../nbs/18_classification.ipynb #73ae7b6c
 class ClassifierTraining(pl.LightningModule):
     "The classifier with its loss and its validation; in the joint arm also the spatial transformer."
     def __init__(
@@ -138,6 +138,7 @@ class ClassifierTraining(pl.LightningModule):
         self.stn, self.gamma, self._seen = stn, p.focal_gamma if p.loss == "focal" else 0.0, []
         weights = class_weights(prevalence) if p.loss == "weighted" else None
         self.register_buffer("weights", weights, persistent=False)
+        set_up(p, self.classifier)
         self.train()
 
     def train(self, mode: bool = True):
