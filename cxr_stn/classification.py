@@ -8,7 +8,7 @@ __all__ = ['ClassifyParams', 'class_weights', 'classification_loss', 'Classifier
            'start_run', 'agreed_start', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs',
            'is_finished', 'repeat']
 
-# %% ../nbs/18_classification.ipynb #7fc7ac98
+# %% ../nbs/18_classification.ipynb #63d14ef1
 import hashlib
 import json
 import shutil
@@ -38,7 +38,7 @@ from .networks import BUNDLED, AlignerNetwork, GreyInput, load_network
 from .statistics import macro_auroc
 from .stn import compose
 from .training import (EpochLog, RunParams, bare_trainer, check_start, freeze_batch_norm, loader,
-                              make_optimizer, quiet, share_batch_norm, threads)
+                              make_optimizer, quiet, set_up, share_batch_norm, threads)
 
 # %% ../nbs/18_classification.ipynb #d8f7c98e
 class ClassifyParams(AugmentParams, RunParams):
@@ -124,7 +124,7 @@ def joint_network(
     size = p.output_size
     return AlignerNetwork(p.stn_backbone, p.stn_weights, p.stn_input_size, size, size), None
 
-# %% ../nbs/18_classification.ipynb #0bb7c0cc
+# %% ../nbs/18_classification.ipynb #30d9d864
 class ClassifierTraining(pl.LightningModule):
     "The classifier with its loss and its validation; in the joint arm also the spatial transformer."
     def __init__(
@@ -142,6 +142,7 @@ class ClassifierTraining(pl.LightningModule):
         self.stn, self.gamma, self._seen = stn, p.focal_gamma if p.loss == "focal" else 0.0, []
         weights = class_weights(prevalence) if p.loss == "weighted" else None
         self.register_buffer("weights", weights, persistent=False)
+        set_up(p, self.classifier)
         self.train()
 
     def setup(self, stage: str): share_batch_norm(self, "classifier", self.params)

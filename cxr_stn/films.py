@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'GIVEN', 'OPTIONS', 'FORMAT', 'BLOCK', 'Films', 'digest', 'file_facts', 'PhantomFilms', 'list_folder',
            'read_index', 'add_index', 'load_folder', 'MaskedFilms', 'load_masked', 'load_nih', 'load_films',
            'prepare_film', 'cache_folder', 'try_film', 'worker_pool', 'write_block', 'read_marker', 'open_squares',
-           'build_blocks', 'checksums', 'finish_cache', 'Prepared', 'open_cache', 'prepare']
+           'build_blocks', 'checksums', 'finish_cache', 'Prepared', 'PreparedRows', 'open_cache', 'prepare']
 
 # %% ../nbs/05_films.ipynb #cec87b20
 import copy
@@ -441,6 +441,20 @@ class Prepared:
     def __setstate__(self, state):
         path, shape = state["images"]
         self.__dict__.update(state, images=np.memmap(path, np.uint8, "r", shape=shape))
+
+# %% ../nbs/05_films.ipynb #494918fb
+class PreparedRows:
+    "Some prepared films, each read from the disk when it is asked for."
+    def __init__(self,
+        prepared: Prepared,
+        rows: np.ndarray, # (n,) which films, in which order
+    ): self.prepared, self.rows = prepared, np.asarray(rows)
+
+    def __len__(self): return len(self.rows)
+
+    def __getitem__(self, k: int) -> np.ndarray: # (S, S) uint8, read only
+        "The film of row `rows[k]`."
+        return np.asarray(self.prepared.images[self.rows[k]])
 
 # %% ../nbs/05_films.ipynb #3ae3ae93
 def open_cache(

@@ -6,11 +6,11 @@
 __all__ = ['CANONICAL_LUNGS', 'REMARKS', 'FilmParams', 'NetworkParams', 'TargetParams', 'LossParams', 'ViewParams', 'RunParams',
            'TrainParams', 'EpochSampler', 'match_histogram', 'FilmViews', 'frame_to_lungs', 'canonical_to_lungs',
            'phantom_truth', 'load_prepared', 'view_settings', 'AlignerData', 'phantom_set', 'ResumableLoader', 'loader',
-           'share_batch_norm', 'freeze_batch_norm', 'AlignerTraining', 'make_optimizer', 'EpochLog', 'picture_strip',
-           'Pictures', 'Export', 'check_start', 'choose_strategy', 'quiet', 'StepSeeds', 'StepCheckpoint',
-           'WholeCheckpoints', 'threads', 'bare_trainer', 'make_trainer', 'begin_run', 'fit_aligner']
+           'set_up', 'share_batch_norm', 'freeze_batch_norm', 'AlignerTraining', 'make_optimizer', 'EpochLog',
+           'picture_strip', 'Pictures', 'Export', 'check_start', 'choose_strategy', 'quiet', 'StepSeeds',
+           'StepCheckpoint', 'WholeCheckpoints', 'threads', 'bare_trainer', 'make_trainer', 'begin_run', 'fit_aligner']
 
-# %% ../nbs/09_training.ipynb #225fdb2f
+# %% ../nbs/09_training.ipynb #6de05527
 import contextlib
 import io
 import logging
@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .augment import DRAWS, BatchViews, View, ViewSettings, Views
 from .core import Params, Run, atomic_write, follow, output_path, started_processes
-from .films import Prepared, load_films, prepare
+from .films import Prepared, PreparedRows, load_films, prepare
 from .losses import (agreement_loss, anchor_loss, canonical_chest, canonical_features, check_box,
                             correlation_loss, crop_pose, equivariance_loss, feature_loss, frame_distance,
                             lung_map_loss, shared_means, squared_loss, weighted_sum)
@@ -152,7 +152,7 @@ class ViewParams(LossParams):
         if extra: raise ValueError(f"views = 'albumentations' knows no {', '.join(extra)}: set them to 0")
         return self
 
-# %% ../nbs/09_training.ipynb #4cd5ed90
+# %% ../nbs/09_training.ipynb #d8d8cf69
 class RunParams(Params):
     "Where a training writes, and how it optimises."
     out_dir: str = Field("runs/train", description="where the run writes")
@@ -174,6 +174,10 @@ class RunParams(Params):
         "32-true", description="Lightning's name of the precision: 32-true, bf16-mixed, 16-mixed, ...")
     strategy: str = Field("auto", description="Lightning's name of the strategy for several devices")
     num_nodes: int = Field(1, ge=1, description="machines")
+    channels_last: bool = Field(
+        True, description="keep the channels of a pixel together in memory: faster convolutions")
+    compile: bool = Field(
+        False, description="compile the networks by torch.compile: a late start, then faster steps")
 
 
 class TrainParams(ViewParams, RunParams):
@@ -210,16 +214,16 @@ def match_histogram(
     shares = [np.bincount(x.ravel(), minlength=256).cumsum() / x.size for x in (image, other)]
     return np.searchsorted(shares[1], shares[0] - 1e-9).astype(np.uint8)[image]
 
-# %% ../nbs/09_training.ipynb #deb5ad63
+# %% ../nbs/09_training.ipynb #2b64f491
 class FilmViews(Dataset):
     "Square films with what two random views each are made of; phantoms also with their truth."
     def __init__(
         self,
-        images: np.ndarray, # (N, S, S) uint8
+        images, # N films (S, S) uint8: an array, or `PreparedRows`
         settings: ViewSettings | None = None, # for albumentations to make the views; None: the device makes them
         seed: int = 0,
         truth: tuple[Tensor, np.ndarray] | None = None, # true frame -> film (N, 2, 3); lungs (N, S, S) bool
-        looks: np.ndarray | None = None, # (M, S, S) uint8, films whose grey values are taken
+        looks=None, # M films (S, S) uint8 whose grey values are taken
         match_p: float = 0.0, # share of films that take them
     ):
         self.images, self.views, self.seed = images, settings and Views(settings), seed
@@ -319,10 +323,10 @@ class AlignerData(pl.LightningDataModule):
         if limit and len(rows) > limit: rows = rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
         return torch.from_numpy(self.prepared.images[rows])[:, None].float() / 255
 
-# %% ../nbs/09_training.ipynb #4605483b
+# %% ../nbs/09_training.ipynb #d185e0b0
 def phantom_set(
     params: TrainParams, # n_phantoms, input_size, lung_box and the augmentation
-    looks: np.ndarray | None = None, # (M, S, S) uint8, films whose grey values some phantoms take
+    looks=None, # M films (S, S) uint8 whose grey values some phantoms take
 ) -> FilmViews:
     "Extra phantoms with their true poses; drawn from another seed than any other film of the run."
     films = load_films("phantom", n_films=params.n_phantoms, seed=params.seed + 10_000,
@@ -363,11 +367,11 @@ def loader(
                 num_workers=params.num_workers, persistent_workers=params.num_workers > 0,
                 pin_memory=torch.cuda.is_available())
 
-# %% ../nbs/09_training.ipynb #cae86633
+# %% ../nbs/09_training.ipynb #23ab5ae2
 @patch
 def train_dataloader(self: AlignerData):
     "Batches of films, beside batches of phantoms with true poses where these have a weight."
-    p, images = self.params, self.prepared.images[self.train_rows]
+    p, images = self.params, PreparedRows(self.prepared, self.train_rows)
     films = FilmViews(images, _settings(p), p.seed)
     loaders = dict(films=loader(films, p, self.trainer))
     if p.phantom_weight:
@@ -379,8 +383,18 @@ def train_dataloader(self: AlignerData):
 @patch
 def val_dataloader(self: AlignerData):
     "Validation films with views that stay the same in every epoch."
-    films = FilmViews(self.prepared.images[self.valid_rows], _settings(self.params), self.params.seed + 2)
-    return loader(films, self.params, self.trainer, shuffle=False)
+    p, images = self.params, PreparedRows(self.prepared, self.valid_rows)
+    return loader(FilmViews(images, _settings(p), p.seed + 2), p, self.trainer, shuffle=False)
+
+# %% ../nbs/09_training.ipynb #ba25bb8d
+def set_up(
+    params: RunParams, # channels_last, compile
+    *networks: torch.nn.Module, # changed in place
+):
+    "Order of the weights in memory, and compilation, as the parameters ask."
+    for network in networks:
+        if not params.channels_last: network.to(memory_format=torch.contiguous_format)
+        if params.compile: network.compile()
 
 # %% ../nbs/09_training.ipynb #2eecffb3
 def share_batch_norm(
@@ -401,7 +415,7 @@ def freeze_batch_norm(network: torch.nn.Module) -> torch.nn.Module:
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm): part.eval()
     return network
 
-# %% ../nbs/09_training.ipynb #c8a8b795
+# %% ../nbs/09_training.ipynb #881060d1
 class AlignerTraining(pl.LightningModule):
     "The aligner's network with its losses; `canonical` is the chest it aligns to."
     def __init__(
@@ -422,6 +436,7 @@ class AlignerTraining(pl.LightningModule):
         self.register_buffer("canonical", torch.zeros(1, 1, *self.network.output_shape))
         shapes = [m.shape for m in self.features(self.canonical)]
         for i, shape in enumerate(shapes): self.register_buffer(f"target_{i}", torch.zeros(shape))
+        set_up(p, self.network, self.features)
         self._seen = []  # sums and counts of validation batches
         if p.batch_norm == "frozen": freeze_batch_norm(self)  # Lightning takes the module as it finds it
 

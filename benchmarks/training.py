@@ -1,0 +1,156 @@
+"""Times our Lightning training against a bare PyTorch loop with the same model, data, optimiser and averaged weights.
+
+    CXR_STN_DATA=folder python benchmarks/training.py [--steps 12] [--rounds 3] [--input-size 64] [--batch-size 8] [--compile]
+
+Both loops begin from the same weights and must log the same losses; short runs of both alternate. A step is everything from
+one batch to the next: loading, views, losses, gradients, clipping, optimiser, averaged weights, log. Printed: processor time
+of the median step and its ratio to the bare loop; then the loop with the weights in the other order in memory, and with the
+perceptual loss switched on; with --compile also compiled by torch.compile (on the clock, after two minutes of compiling).
+Small films and batches show the loop's own cost rather than hide it. Films: the training films of nih14-sample, else phantoms.
+"""
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import statistics
+import time
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from benchmarks.timing import command_line, data_folder, report, scratch
+from cxr_stn.arms import prepare_arm
+from cxr_stn.classification import ClassifierData, ClassifierTraining, ClassifyParams
+from cxr_stn.training import AlignerData, AlignerTraining, TrainParams, bare_trainer, quiet, set_up
+
+COMPARED = "bare PyTorch loop"
+
+
+class Clock(pl.Callback):
+    "Notes when every step begins, and the losses of the epoch."
+    def __init__(self, clock): self.clock, self.times = clock, []
+    def on_train_batch_start(self, *args): self.times.append(self.clock())
+    def on_train_end(self, trainer, module): self.logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+
+def lightning_steps(make, data, params, steps, folder, clock):
+    "Seconds of each step of our loop, and the logged means."
+    module, watch = make(), Clock(clock)
+    trainer = bare_trainer(params, folder, [watch])
+    trainer.limit_train_batches, trainer.limit_val_batches = steps, 0
+    trainer.fit(module, datamodule=data)
+    return np.diff(watch.times), watch.logged
+
+
+def bare_steps(make, data, params, steps, clock):
+    "The same without Lightning: as one would write it by hand, with the means of the losses."
+    module, sums, times = make(), {}, []
+    def add(values):
+        for name, value in values.items(): sums[name] = sums.get(name, 0) + value.detach()
+    module.log_dict = lambda values, **_: add(values)
+    module.log = lambda name, value, **_: add({name: value})
+    module._trainer, data.trainer = Steps(data, steps), None
+    module.on_train_epoch_start()
+    made = module.configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    module.train()
+    batches = data.train_dataloader()
+    for number, batch in zip(range(steps), batches if isinstance(params, ClassifyParams) else (first for first, *_ in batches)):
+        times.append(clock())
+        optimizer.zero_grad()
+        module.training_step(batch, number).backward()
+        torch.nn.utils.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]), params.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        if hasattr(module, "average"): module.average.update(module.network, step=number + 1)
+    return np.diff(times), {name: float(total) / steps for name, total in sums.items()}
+
+
+class Steps:
+    "What a training asks its trainer for outside of a step."
+    def __init__(self, data, steps): self.datamodule, self.estimated_stepping_batches, self.current_epoch = data, steps, 0
+
+
+def compare(name, make, data, params, given, folder):
+    "Rows of the table: our loop and the bare one, in turn."
+    ours, bare = [], []
+    for turn in range(given.rounds):
+        times, plain = bare_steps(make, data, params, given.steps, time.process_time)
+        bare += times[2:].tolist()
+        times, logged = lightning_steps(make, data, params, given.steps, folder / f"{name}{turn}", time.process_time)
+        ours += times[2:].tolist()
+        for key, value in plain.items():
+            if not np.isclose(logged[key], value, rtol=1e-4): sys.exit(f"{name}: {key} is {logged[key]} here and {value} there")
+    return [row(f"{name}: {COMPARED}", bare, bare, COMPARED), row(f"{name}: Lightning", ours, bare, COMPARED)]
+
+
+def row(name, times, peer, to):
+    "Milliseconds of the median step, and its ratio to a peer's."
+    middle = statistics.median(times)
+    return name, 1000 * middle, middle / statistics.median(peer), to
+
+
+def variants(name, modules, data, params, given, clock=time.process_time):
+    "Rows of the table: the bare loop in several variants, in turn; the first is the peer."
+    times = {label: [] for label in modules}
+    for _ in range(given.rounds):
+        for label, make in modules.items(): times[label] += bare_steps(make, data, params, given.steps, clock)[0][2:].tolist()
+    peer = next(iter(times))
+    return [row(f"{name}: {label}", some, times[peer], peer) for label, some in times.items() if label != peer]
+
+
+def maker(kind, params, *rest, **more):
+    "A function that makes a training from the same weights each time."
+    def make():
+        pl.seed_everything(0, verbose=False)
+        return kind(params.model_copy(update=more).model_dump(), *rest)
+    return make
+
+
+def kept(make):
+    "The same module each time: what has been compiled stays compiled."
+    made = []
+    def again():
+        if not made: made.append(make())
+        return made[0]
+    return again
+
+
+def main():
+    ask = command_line(__doc__)
+    for name, value in (("steps", 12), ("rounds", 3), ("input-size", 64), ("batch-size", 8)): ask.add_argument(f"--{name}", type=int, default=value)
+    ask.add_argument("--compile", action="store_true")
+    given = ask.parse_args()
+    folder = data_folder()
+    films = dict(data="nih", data_dir=str(folder / "nih14-sample"), n_films=400) if folder else dict(n_films=300)
+    size = given.input_size
+    shared = films | dict(batch_size=given.batch_size, accelerator="cpu", epochs=1)
+    torch.set_num_threads(1)
+    with scratch() as place, quiet():
+        shared["cache_dir"] = str(place / "cache")
+        params = TrainParams(**shared, input_size=size, output_height=size, output_width=size, n_phantoms=120)
+        data = AlignerData(params)
+        rows = compare("aligner", maker(AlignerTraining, params), data, params, given, place)
+        classify = ClassifyParams(**shared, output_size=size, prepare_size=size, images="standard")
+        prepared = prepare_arm(classify)
+        labelled = ClassifierData(classify, prepared, torch.eye(2, 3).expand(len(prepared), 2, 3).contiguous())
+        prevalence = labelled.labels("train").mean(0).tolist()
+        rows += compare("classifier", maker(ClassifierTraining, classify, prevalence), labelled, classify, given, place)
+        rows += variants("aligner", {"channels-last, no perceptual loss": maker(AlignerTraining, params),
+                                     "channels first": maker(AlignerTraining, params, channels_last=False),
+                                     "with perceptual loss": maker(AlignerTraining, params, feature_weight=1.0)}, data, params, given)
+        if given.compile:
+            rows += variants("aligner", {"not compiled, on the clock": kept(maker(AlignerTraining, params)),
+                                         "compiled, on the clock": kept(maker(AlignerTraining, params, compile=True))},
+                             data, params, given, time.perf_counter)
+    table = pd.DataFrame(rows, columns=["step", "ms", "ratio", "to"])
+    about = (f"films of {size} px of {data.prepared.films.name}, {params.batch_size} of them and {2 * params.batch_size} phantoms a step "
+             f"of the aligner, {params.batch_size} a step of the classifier, both {params.backbone}; "
+             f"{given.rounds} rounds of {given.steps} steps, one thread")
+    report("training", about, table, ["torch", "pytorch-lightning", "timm"], "Both loops logged the same losses.")
+
+
+if __name__ == "__main__": main()
