@@ -26,7 +26,7 @@ setup(
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split(), "peers": settings["peer_requirements"].split(),
-                    "data": settings["data_requirements"].split()},
+                    "data": settings["data_requirements"].split(), "fast": settings["fast_requirements"].split()},
     entry_points={"nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

@@ -4,13 +4,16 @@
 
 Every program gets films in memory and returns a matrix, preparation included; reading from disk is not. Printed for
 each: milliseconds per film (the least of the repetitions, which another program on the same machine disturbs least) and
-the ratio to `ecc`, whose pictures have the size of the aligner's input. Then the aligner in batches, on one thread and on
-all, beside one film at a time on one thread. Films: the first of lungmask-dev, else of the phantom.
+the ratio to `ecc`, whose pictures have the size of the aligner's input. Then the aligner by each runtime and
+precision (openvino if installed): one film at a time on one thread, in batches on one thread, and on all. Compiling a
+network is not timed. Films: the first of lungmask-dev, else of the phantom.
 """
 import argparse
 import os
 import sys
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
@@ -23,6 +26,7 @@ import torch
 from cxr_stn.films import load_films, load_masked
 from cxr_stn.inference import Aligner
 from cxr_stn.peers import AlignmentFailed, PeerUnavailable, make_peer, mean_chest
+from cxr_stn.runtimes import PRECISIONS
 
 
 def load(count):
@@ -57,8 +61,12 @@ def main():
     ask.add_argument("--checkpoint", default=None)
     given = ask.parse_args()
     films, others, name = load(given.films)
-    aligner, threads = Aligner.load(given.checkpoint), torch.get_num_threads()
-    shape, rows = aligner.output_shape, []
+    threads = torch.get_num_threads()
+    ways = [("torch", "float32")] + [("openvino", p) for p in PRECISIONS if find_spec("openvino")]
+    again = lambda: [Aligner.load(given.checkpoint, runtime=runtime, precision=p) for runtime, p in ways]
+    kind = lambda aligner: f"{aligner.runtime} {aligner.fast.precision}" if aligner.fast else "torch float32"
+    aligners, rows = again(), []
+    shape = aligners[0].output_shape
     def add(method, work): rows.append((method, milliseconds(work, given.repetitions, len(films))))
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -67,17 +75,24 @@ def main():
         except PeerUnavailable as error: print(error, file=sys.stderr); continue
         few = films[:max(5, len(films) // 5)] if peer in ("simpleitk", "kornia") else films
         rows.append((peer, milliseconds(lambda: one_by_one(place, few), given.repetitions, len(few))))
-    place = lambda film: aligner.find(aligner.prepare(film)[None])
-    one_by_one(place, films[:5])
-    add("aligner, one film, one thread", lambda: one_by_one(place, films))
-    many = lambda: aligner.find([aligner.prepare(film) for film in films])
-    add("aligner, batch, one thread", many)
+    for aligner in aligners:
+        place = lambda film: aligner.find(aligner.prepare(film)[None])
+        many = lambda: aligner.find(aligner.prepare_all(films))
+        one_by_one(place, films[:5])
+        add(f"{kind(aligner)}, one film, one thread", lambda: one_by_one(place, films))
+        many()
+        add(f"{kind(aligner)}, batch, one thread", many)
     torch.set_num_threads(threads)
-    add(f"aligner, batch, {threads} threads", many)
+    for aligner in again(): # a compiled network keeps the number of threads it was made for
+        many = lambda: aligner.find(aligner.prepare_all(films))
+        many()
+        if threads > 1: add(f"{kind(aligner)}, batch, {threads} threads", many)
     table = pd.DataFrame(rows, columns=["method", "ms per film"]).set_index("method")
     table["times ecc"] = table["ms per film"] / table.loc["ecc", "ms per film"]
-    table["times aligner, one film"] = table["ms per film"] / table.loc["aligner, one film, one thread", "ms per film"]
-    print(f"{len(films)} films of {name}; {aligner}; torch {torch.__version__}, OpenCV {cv2.__version__}")
+    single = [table["ms per film"].get(f"{m.rsplit(', ', 2)[0]}, one film, one thread", float("nan")) for m in table.index]
+    table["times the same, one film"] = table["ms per film"] / single
+    used = [f"{package} {version(package)}" for package in ("torch", "openvino") if find_spec(package)]
+    print(f"{len(films)} films of {name}; {aligners[0]}; {', '.join(used)}, OpenCV {cv2.__version__}")
     print(table.round(3).to_markdown())
 
 

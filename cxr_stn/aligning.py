@@ -78,7 +78,7 @@ def open_aligner(
 ) -> tuple[Aligner, Path]: # and its file
     "The aligner that a run uses; it says so if none has been trained."
     path = default_checkpoint() if params.checkpoint is None else find_checkpoint(params.checkpoint)
-    return Aligner.load(path, params.device, params.passes), path
+    return Aligner.load(path, params.device, params.passes, runtime="torch"), path
 
 # %% ../nbs/13_aligning.ipynb #de5a8b2a
 def png_names(

@@ -243,7 +243,7 @@ def open_aligner(
 ) -> Aligner:
     "The aligner of a run; prints what is to be known about its training films. ValueError as `check_fitted`."
     on_cpu = params.devices > 1 or params.accelerator == "cpu"
-    aligner = Aligner.load(aligner_file(params), "cpu" if on_cpu else "auto")
+    aligner = Aligner.load(aligner_file(params), "cpu" if on_cpu else "auto", runtime="torch")
     if remark := check_fitted(aligner.facts, films, params): print(remark)
     return aligner
 

@@ -8,9 +8,10 @@ __all__ = ['DEFAULT', 'HOW_TO_TRAIN', 'PIXEL_TYPES', 'MIRRORED', 'Pose', 'read_p
            'default_checkpoint', 'choose_device', 'Aligner', 'check_picture', 'Finding', 'letterboxed',
            'opposite_greys', 'check_shape']
 
-# %% ../nbs/11_inference.ipynb #3ebb73f0
+# %% ../nbs/11_inference.ipynb #cf73df19
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from .core import input_path, output_path
 from .images import letterbox, letterbox_matrix, to_unit
 from . import networks
 from .networks import AlignerNetwork, read_network, save_network
+from .runtimes import FastNetwork, choose_runtime
 from .stn import theta_to_matrix, theta_to_pose
 
 # %% ../nbs/11_inference.ipynb #a31d57bf
@@ -185,7 +187,7 @@ def choose_device(
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); choose auto or cpu") from None
 
-# %% ../nbs/11_inference.ipynb #ea9ca8ec
+# %% ../nbs/11_inference.ipynb #0a199c56
 class Aligner:
     "Aligns X-rays; make one with `Aligner.load`."
     def __init__(
@@ -196,34 +198,45 @@ class Aligner:
         device: str = "cpu", # as in `choose_device`
         passes: int | None = None, # looks at each film, see `networks.examine`; None: as trained, else 1
         checksum: str = "", # SHA-256 of the checkpoint
+        runtime: str = "torch", # as in `choose_runtime`
+        precision: str = "float32", # the same
     ):
         self.facts, self.canonical, self.checksum = facts or {}, canonical, checksum
         self.device = choose_device(device)
         self.network = network.to(self.device).eval()
         self.passes = self.facts.get("passes", 1) if passes is None else passes
         if self.passes < 1: raise ValueError(f"passes = {self.passes} must be at least 1")
+        self.runtime = choose_runtime(runtime, precision, network, self.device, self.passes)
+        self.fast = FastNetwork(network, precision) if self.runtime == "openvino" else None
         self.input_size, self.output_shape = network.config["input_size"], tuple(network.output_shape)
 
     @property
     def trained(self) -> bool: return self.facts.get("trained", True)
 
+    @property
+    def how(self) -> str: # how it computes, if not with torch
+        return f", openvino {self.fast.precision}" if self.fast else ""
+
     def __repr__(self):
         kind = "Aligner" if self.trained else "untrained Aligner"
         backbone, (h, w) = self.network.config["backbone"], self.output_shape
-        return f"{kind}({backbone}, {self.input_size} px -> {h} x {w}, passes={self.passes})"
+        return f"{kind}({backbone}, {self.input_size} px -> {h} x {w}, passes={self.passes}{self.how})"
 
-# %% ../nbs/11_inference.ipynb #5ceabf9f
+# %% ../nbs/11_inference.ipynb #797e61c1
 @patch(cls_method=True)
 def load(
     cls: Aligner,
     checkpoint: str | Path | None = None, # a released aligner, a file, or a run directory; None: the default
     device: str = "cpu", # as in `choose_device`
     passes: int | None = None, # looks at each film; None: as it was trained, else 1
+    runtime: str = "auto", # auto, torch or openvino, see `runtimes.choose_runtime`
+    precision: str = "float32", # or bfloat16, with openvino only: faster, corners move by tenths of a pixel
 ) -> Aligner:
     "Read an aligner, executing nothing from the file; FileNotFoundError or CheckpointError name the file."
     path = find_checkpoint(checkpoint)
     network, canonical, facts = read_network(path)
-    return cls(network, facts, canonical, device, passes, hashlib.sha256(path.read_bytes()).hexdigest())
+    return cls(network, facts, canonical, device, passes,
+               hashlib.sha256(path.read_bytes()).hexdigest(), runtime, precision)
 
 # %% ../nbs/11_inference.ipynb #bc1d0a7b
 PIXEL_TYPES = ("uint8", "uint16", "float32", "float64")
@@ -274,7 +287,18 @@ def letterboxed(
     h, w = shape
     return torch.tensor([[w / min(h, w), 0, 0], [0, h / min(h, w), 0]])
 
-# %% ../nbs/11_inference.ipynb #49caa0ce
+# %% ../nbs/11_inference.ipynb #796e19f0
+@patch
+def look(
+    self: Aligner,
+    squares: np.ndarray, # (N, S, S) uint8
+) -> networks.Found:
+    "Let the network look, by the runtime that was chosen."
+    if self.fast: return self.fast.examine(squares)
+    films = torch.from_numpy(squares).to(self.device).unsqueeze(1).float() / 255
+    return networks.examine(self.network, films, self.passes)
+
+
 @patch
 @torch.inference_mode()
 def find(
@@ -285,8 +309,7 @@ def find(
     "Where the output frame lies on each film, and how the film was put in."
     findings, threshold = [], self.network.threshold.item()
     for start in range(0, len(squares), chunk):
-        some = torch.from_numpy(np.ascontiguousarray(squares[start:start + chunk]))
-        found = networks.examine(self.network, some.to(self.device).unsqueeze(1).float() / 255, self.passes)
+        found = self.look(np.ascontiguousarray(squares[start:start + chunk]))
         theta, numbers = found.theta.cpu(), torch.stack(found[1:], 1).tolist()
         for place, (confidence, mirrored, inverted) in zip(theta, numbers):
             if confidence < threshold:
@@ -328,7 +351,20 @@ def check_shape(shape) -> tuple[int, int]:
         raise ValueError(f"shape = {shape!r}: give (height, width), each from 1 to 8000 pixels")
     return h, w
 
-# %% ../nbs/11_inference.ipynb #deff2b1a
+# %% ../nbs/11_inference.ipynb #8e0899a3
+@patch
+def prepare_all(
+    self: Aligner,
+    images: list, # pictures, as for `prepare`
+) -> np.ndarray: # (N, S, S) uint8
+    "Many pictures as the network sees them, on as many threads as torch may use; ValueError says which is wrong."
+    def numbered(number):
+        try: return self.prepare(images[number])
+        except ValueError as error: raise ValueError(f"image {number}: {error}") from None
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return np.stack(list(pool.map(numbered, range(len(images)))))
+
+
 @patch
 def batch(
     self: Aligner,
@@ -337,12 +373,9 @@ def batch(
     chunk: int = 32, # films that go through the network together
 ) -> list[Aligned]:
     "Align many pictures; ValueError says which of them is wrong, and then none is aligned."
-    images, squares = [np.asarray(image) for image in images], []
-    for number, image in enumerate(images):
-        try: squares.append(self.prepare(image))
-        except ValueError as error: raise ValueError(f"image {number}: {error}") from None
+    images = [np.asarray(image) for image in images]
     if not images: return []
-    findings = self.find(np.stack(squares), chunk)
+    findings = self.find(self.prepare_all(images), chunk)
     return [self.draw(image, finding, shape) for image, finding in zip(images, findings)]
 
 

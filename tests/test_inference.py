@@ -198,6 +198,28 @@ def test_more_passes_look_again(film):
     assert Aligner(network(), facts={"passes": 3}).passes == 3 and Aligner(network(), {"passes": 3}, passes=1).passes == 1
 
 
+# --- runtimes -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("precision, pixels", [("float32", 1e-3), ("bfloat16", 1.0)])
+def test_runtimes_agree(varied, film, precision, pixels):
+    pytest.importorskip("openvino")
+    fast = Aligner(varied.network, runtime="openvino", precision=precision)
+    images = [film, film[:, 60:], film.T.copy(), film[::-1].copy(), film[:, ::-1].copy()]
+    if precision == "bfloat16": images = images[:1]  # at random weights the quarter turn hangs on the last bits
+    expected = [varied(image).matrix for image in images]
+    np.testing.assert_allclose([fast(image).matrix for image in images], expected, atol=190 / 64 * pixels)
+    with ThreadPoolExecutor(3) as pool: together = [a.matrix for a in pool.map(fast, images)]
+    np.testing.assert_allclose(together, expected, atol=190 / 64 * pixels)
+    if precision == "float32": np.testing.assert_allclose([a.matrix for a in fast.batch(images * 4)], expected * 4, atol=.003)
+    assert f"openvino {precision}" in repr(fast) and "openvino" not in repr(varied)
+
+def test_without_the_extra_torch_is_used(checkpoint, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert Aligner.load(checkpoint).runtime == "torch"
+    with pytest.raises(ValueError, match="pip install"): Aligner.load(checkpoint, runtime="openvino")
+    with pytest.raises(ValueError, match="needs the runtime openvino"): Aligner.load(checkpoint, precision="bfloat16")
+
+
 # --- files ----------------------------------------------------------------------------------------------------
 
 @pytest.fixture

@@ -54,7 +54,10 @@ def test_what_is_no_chest_is_flagged_and_left_as_it_is(aligner, kind):
     assert a.flagged and a.confidence < 0.88 and a.pose.theta == 0
 
 @pytest.mark.skipif(not (DATA / "lungmask-dev").is_dir(), reason="CXR_STN_DATA names no folder with lungmask-dev")
-def test_it_gives_the_published_figures(aligner):
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_it_gives_the_published_figures(runtime):
+    if runtime == "openvino": pytest.importorskip("openvino")
+    aligner = Aligner.load(runtime=runtime)
     films = load_masked(DATA / "lungmask-dev")
     matrices = np.stack([a.matrix for a in aligner.batch([films.read(i) for i in range(len(films))])])
     found = alignment_scores([films.mask(i) for i in range(len(films))], matrices, aligner.output_shape)
