@@ -6,15 +6,16 @@
 __all__ = ['SPLITS', 'GIVEN', 'OPTIONS', 'FORMAT', 'BLOCK', 'Films', 'digest', 'file_facts', 'PhantomFilms', 'list_folder',
            'read_index', 'add_index', 'load_folder', 'MaskedFilms', 'load_masked', 'load_nih', 'load_films',
            'prepare_film', 'cache_folder', 'try_film', 'worker_pool', 'read_json', 'write_block', 'read_marker',
-           'open_squares', 'build_blocks', 'checksums', 'finish_cache', 'Prepared', 'open_cache', 'prepare']
+           'open_squares', 'build_blocks', 'checksums', 'finish_cache', 'tidy', 'Prepared', 'open_cache', 'prepare']
 
-# %% ../nbs/05_films.ipynb #f3a79f56
+# %% ../nbs/05_films.ipynb #16cf529c
 import copy
 import hashlib
 import json
 import os
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
@@ -399,7 +400,7 @@ def build_blocks(
             bar.update(len(rows))
     return failed
 
-# %% ../nbs/05_films.ipynb #82399042
+# %% ../nbs/05_films.ipynb #3a23fb46
 def checksums(
     images: np.ndarray, # (N, S, S) uint8
 ) -> list[int]: # one for every 256 films
@@ -426,8 +427,17 @@ def finish_cache(
     atomic_write(place / "failures.csv", failures.to_csv(index=False))
     index = {"file": kept.name if failed else "images.u8", "failed": failed, "checksums": checksums(images)}
     atomic_write(place / "index.json", json.dumps(index))
-    for done in place.glob("block_*.json"): done.unlink(missing_ok=True)
-    if failed: (place / "images.u8").unlink(missing_ok=True)
+    tidy(place, index["file"])
+
+
+def tidy(
+    place: Path, # folder of a finished cache
+    file: str,   # the name of its squares
+):
+    "Remove what only the making of the cache needed; from a folder that cannot be written, nothing."
+    with suppress(OSError):
+        for done in place.glob("block_*.json"): done.unlink(missing_ok=True)
+        if file != "images.u8": (place / "images.u8").unlink(missing_ok=True)
 
 # %% ../nbs/05_films.ipynb #eef489bd
 @dataclass
@@ -467,7 +477,7 @@ def open_cache(
     failures = pd.DataFrame({"image": names, "reason": list(failed.values())}, dtype=object)
     return Prepared(images, films.select(np.setdiff1d(np.arange(len(films)), list(failed))), failures)
 
-# %% ../nbs/05_films.ipynb #7c2be9ac
+# %% ../nbs/05_films.ipynb #3c54dbba
 def prepare(
     films: Films,
     size: int,    # side S of the square, pixels
@@ -481,7 +491,9 @@ def prepare(
     if size < 1: raise ValueError(f"size = {size} must be at least 1 pixel")
     place = cache_folder(films, size, cache_dir)
     stale = place / "index.json" if (place / "index.json").exists() else None
-    if (prepared := open_cache(films, size, place, verify)) is not None: return prepared
+    if (prepared := open_cache(films, size, place, verify)) is not None:
+        tidy(place, Path(prepared.images.filename).name)
+        return prepared
     if stale: stale.unlink(missing_ok=True)
     with open_squares(films, size, place) as file:
         failed = build_blocks(films, size, file, place, workers, progress)

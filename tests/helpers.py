@@ -9,12 +9,15 @@ from cxr_stn.networks import AlignerNetwork, save_network
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def python(code, *words, **options):
-    "Start a Python process that runs `code` with this package and `words` as its arguments"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+def environment():
+    "The variables of a process that finds this package and takes one core"
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+
+
+def python(code, *words):
+    "Start a Python process that runs `code` with `words` as its arguments"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, words)], text=True,
-                            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, **pipes | options)
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, words)], text=True, env=environment(), **pipes)
 
 
 def draw(seed=0, shape=(50, 40)):
