@@ -9,7 +9,7 @@ __all__ = ['RECORDS_FORMAT', 'ENTRIES', 'SIGNS', 'COLUMNS', 'OFFICIAL', 'AlignPa
            'align_batch', 'align_films', 'copy_labels', 'write_results', 'show_pairs', 'frame_outline', 'mean_images',
            'show_means']
 
-# %% ../nbs/13_aligning.ipynb #86cffef7
+# %% ../nbs/13_aligning.ipynb #ac2f85d2
 import json
 import os
 import re
@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
-from .core import Params, Run, atomic_write, input_path
+from .core import Params, Run, atomic_write, input_path, writing
 from .films import Films, file_facts, load_films
 from .images import list_images, read_image, to_unit, write_png
 from .inference import Aligned, Aligner, Finding, default_checkpoint, find_checkpoint
@@ -114,7 +114,7 @@ def check_apart(
         raise ValueError(f"out_dir = {out_dir} and data_dir = {source}: one lies in the other; "
                          "choose an out_dir elsewhere, so that no original can be overwritten")
 
-# %% ../nbs/13_aligning.ipynb #019b990e
+# %% ../nbs/13_aligning.ipynb #f4a1d7d4
 def read_records(
     path: Path, # records.jsonl
 ) -> tuple[dict | None, dict]: # settings, None if there are none; image -> record
@@ -123,7 +123,11 @@ def read_records(
     for line in text.split("\n")[:-1]:
         try: lines.append(json.loads(line))
         except ValueError: break
-    return (lines[0], {line["image"]: line for line in lines[1:]}) if lines else (None, {})
+    settings, *records = lines or [None]
+    if not isinstance(settings, dict): return None, {}
+    whole = [record for record in records if isinstance(record, dict)
+             and all(isinstance(record.get(name), str) for name in ("image", "file", "status"))]
+    return settings, {record["image"]: record for record in whole}
 
 
 def append_records(
@@ -132,7 +136,7 @@ def append_records(
 ):
     "Add lines to the records, in one piece."
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with open(path, "a", encoding="utf-8", newline="\n") as file: file.write(text)
+    with writing(path), open(path, "a", encoding="utf-8", newline="\n") as file: file.write(text)
 
 # %% ../nbs/13_aligning.ipynb #33523ad7
 RECORDS_FORMAT = 1  # raise it when aligned images change
@@ -148,7 +152,7 @@ def run_settings(
     return {"checkpoint": aligner.checksum, "passes": aligner.passes, "output size": list(shape),
             "films": kind, "format": RECORDS_FORMAT}
 
-# %% ../nbs/13_aligning.ipynb #efc33706
+# %% ../nbs/13_aligning.ipynb #c5daec29
 def resume(
     out_dir: Path, # of an earlier run, perhaps
     settings: dict, # as `run_settings` gives them
@@ -161,7 +165,8 @@ def resume(
         images = [record["file"] for record in records.values() if record["status"] == "aligned"]
         print(f"{', '.join(changed)} changed since the last run in this out_dir: its {len(images)} images "
               "are removed and all films are aligned anew", file=sys.stderr)
-        for name in images: (out_dir / name).unlink(missing_ok=True)
+        for image in (out_dir / name for name in images):
+            if out_dir.resolve() in image.resolve().parents: image.unlink(missing_ok=True)
         records = {}
     for top in out_dir.glob("images*"):
         for part in top.rglob(".part-*"): part.unlink(missing_ok=True)
@@ -169,7 +174,7 @@ def resume(
     atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return records
 
-# %% ../nbs/13_aligning.ipynb #0d0bb1f9
+# %% ../nbs/13_aligning.ipynb #1c8710ea
 def is_done(
     record: dict | None, # of an earlier run
     file: str, # where the aligned image belongs, relative to `out_dir`
@@ -178,8 +183,8 @@ def is_done(
 ) -> bool:
     "Whether a film need not be aligned again."
     if record is None or record["status"] != "aligned": return False
-    same = record["file"] == file and record["source"] == facts
-    return same and file_facts(out_dir / file)[0] == record["bytes"]
+    same = record["file"] == file and record.get("source") == facts
+    return same and file_facts(out_dir / file)[0] == record.get("bytes")
 
 # %% ../nbs/13_aligning.ipynb #960ab19a
 def source_facts(films: Films, i: int) -> list: # [size, time]; [] for a drawn film
@@ -216,7 +221,7 @@ def make_record(
     sizes = dict(zip(("height", "width", "output_height", "output_width"), (*film.shape, *aligned.shape)))
     return {"image": image, "file": file, "status": "aligned", **aligned.pose._asdict(), **signs, **matrix, **sizes}
 
-# %% ../nbs/13_aligning.ipynb #97132417
+# %% ../nbs/13_aligning.ipynb #24cdcdfe
 def finish_film(
     films: Films, aligner: Aligner, out_dir: Path, shape: tuple[int, int],
     i: int, file: str, # row, and the name of the aligned image
@@ -236,18 +241,23 @@ def finish_film(
 
 def align_batch(
     films: Films, aligner: Aligner, out_dir: Path, shape: tuple[int, int],
-    rows: list[int], files: list[str], # which films, and the name of the aligned image of each
+    rows: list[int], files: list[str], # which films go through the network together; names of all aligned images
     pool: ThreadPoolExecutor,
-) -> list[dict]: # a record for every row
-    "Read, align and write some films."
-    read = list(pool.map(partial(read_film, films, aligner), rows))
-    good = [k for k, (*_, reason) in enumerate(read) if reason is None]
-    findings = aligner.find(np.stack([read[k][2] for k in good]), len(good)) if good else []
-    findings = dict(zip(good, findings))
-    finish = partial(finish_film, films, aligner, out_dir, shape)
-    return list(pool.map(finish, rows, files, read, [findings.get(k) for k in range(len(rows))]))
+    waiting: list[int] | None = None, # those of the rows that are to be written; None: all
+) -> list[dict]: # a record for every film that was waiting
+    "Read and look at some films, and write those that are waiting."
+    waiting, look = list(rows) if waiting is None else waiting, partial(read_film, films, aligner)
+    read = dict(zip(waiting, pool.map(look, waiting)))
+    if any(reason is None for *_, reason in read.values()):
+        company = [row for row in rows if row not in read]
+        read |= dict(zip(company, pool.map(look, company)))
+    good = [row for row in rows if row in read and read[row][-1] is None]
+    found = aligner.find(np.stack([read[row][2] for row in good]), len(good)) if good else []
+    found, finish = dict(zip(good, found)), partial(finish_film, films, aligner, out_dir, shape)
+    return list(pool.map(finish, waiting, [files[row] for row in waiting], [read[row] for row in waiting],
+                         [found.get(row) for row in waiting]))
 
-# %% ../nbs/13_aligning.ipynb #dc712682
+# %% ../nbs/13_aligning.ipynb #d29d809a
 COLUMNS = ["image", "file", "status", "tx", "ty", "sx", "sy", "theta", *SIGNS, *ENTRIES,
            "height", "width", "output_height", "output_width", "reason"]
 
@@ -265,19 +275,21 @@ def align_films(
     if source is not None: check_apart(source, out_dir)
     out_dir, shape, files = Path(out_dir), shape or aligner.output_shape, aligned_files(films, source)
     records, names = resume(out_dir, run_settings(films, aligner, shape)), films.table["image"].tolist()
-    waiting = [i for i, name in enumerate(names)
-               if not is_done(records.get(name), files[i], source_facts(films, i), out_dir)]
+    waiting = {i for i, name in enumerate(names)
+               if not is_done(records.get(name), files[i], source_facts(films, i), out_dir)}
     quiet = None if progress is None else not progress
     often = 0.1 if sys.stderr.isatty() else 10  # seconds; a log is not a terminal
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, \
          tqdm(total=len(names), initial=len(names) - len(waiting), unit="film", disable=quiet,
               mininterval=often) as bar:
-        for start in range(0, len(waiting), batch_size):
-            rows = waiting[start:start + batch_size]
-            new = align_batch(films, aligner, out_dir, shape, rows, [files[i] for i in rows], pool)
+        for start in range(0, len(names), batch_size):
+            rows = range(start, min(start + batch_size, len(names)))
+            missing = [i for i in rows if i in waiting]
+            if not missing: continue
+            new = align_batch(films, aligner, out_dir, shape, rows, files, pool, missing)
             append_records(out_dir / "records.jsonl", new)
             records |= {record["image"]: record for record in new}
-            bar.update(len(rows))
+            bar.update(len(missing))
     table = pd.DataFrame([records[name] for name in names]).reindex(columns=COLUMNS)
     whole = ["height", "width", "output_height", "output_width"]
     return table.astype({name: "Int64" for name in whole})

@@ -8,7 +8,7 @@ __all__ = ['MNIST_SPLITS', 'ENTRIES', 'STILL', 'GREY', 'ClassifierFilmParams', '
            'find_places', 'aligner_places', 'crop_place', 'mean_area', 'true_places', 'part_of_frame', 'place_films',
            'places_table', 'read_places', 'sample', 'flip_crop', 'Augmentation', 'ArmFilms']
 
-# %% ../nbs/17_arms.ipynb #38473dd5
+# %% ../nbs/17_arms.ipynb #2ce27e86
 import hashlib
 import math
 import threading
@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Optional
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -154,7 +155,7 @@ def _mnist_table(
     known = dict(image=names, split=split, number=np.arange(len(labels)))
     return pd.DataFrame(known | dict(zip(FINDINGS, labels.T.astype(np.uint8))))
 
-# %% ../nbs/17_arms.ipynb #dd528df8
+# %% ../nbs/17_arms.ipynb #78ec9086
 class MnistFilms(Films):
     "ChestMNIST from its file; ValueError if the file is another one."
     kind = "chestmnist"
@@ -163,7 +164,7 @@ class MnistFilms(Films):
         self.path, self.size = Path(path), size
         wanted = [f"{split}_{what}" for split in MNIST_SPLITS.values() for what in ("images", "labels")]
         try: file = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error: raise ValueError(f"{path} cannot be read: {error}") from None
+        except (OSError, ValueError, EOFError, BadZipFile) as error: raise ValueError(f"{path} cannot be read: {error}") from None
         if missing := [name for name in wanted if name not in file]:
             raise ValueError(f"{path} is not a file of ChestMNIST: it lacks {', '.join(missing)}")
         parts = [_mnist_table(path, ours, file[f"{its}_labels"]) for ours, its in MNIST_SPLITS.items()]

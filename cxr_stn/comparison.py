@@ -11,7 +11,7 @@ __all__ = ['FILM_COLUMNS', 'ALLOWED', 'FACTS', 'DEMO', 'FILE', 'SIMULATED', 'SAI
            'outcome', 'verdict', 'forest', 'curves_figure', 'reliability_figure', 'save_figure', 'ExperimentsParams',
            'primary_endpoints', 'printed_endpoints', 'endpoints_figure', 'dose_figure']
 
-# %% ../nbs/16_comparison.ipynb #32251960
+# %% ../nbs/16_comparison.ipynb #3c00480c
 import hashlib, json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from tabulate import tabulate
 
 from .chestxray14 import FINDINGS
-from .core import Params, atomic_path, atomic_write, project_root
+from .core import Params, atomic_path, atomic_write, project_root, writing
 from .phantom import Phantom
 from .statistics import (auroc, bootstrap_aurocs, choose_threshold, compare_arms, compare_subgroups,
                                 detectable_difference, measures, operating_point, reliability, simulate_scores)
@@ -111,7 +111,7 @@ def check_predictions(
     _refuse(splits > 1, checked, where, "patient", "has films in two splits")
     return checked[[*FILM_COLUMNS, *(c for c in checked if c not in FILM_COLUMNS)]]
 
-# %% ../nbs/16_comparison.ipynb #d43da597
+# %% ../nbs/16_comparison.ipynb #62750fc1
 def check_facts(
     facts: dict, # about the run
     where: str,  # for the message
@@ -139,7 +139,8 @@ def write_predictions(
               pa.int8() if c.startswith("label_") else pa.float32()) for c in table]
     arrays = [pa.array(table[c], kind, from_pandas=True) for c, kind in kinds]
     words = {"cxr_stn": json.dumps(facts, ensure_ascii=False, sort_keys=True)}
-    with atomic_path(path) as part: pq.write_table(pa.table(arrays, pa.schema(kinds, metadata=words)), part)
+    made = pa.table(arrays, pa.schema(kinds, metadata=words))
+    with writing(path), atomic_path(path) as part: pq.write_table(made, part)
     return Path(path)
 
 def read_predictions(

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['SPLITS', 'GIVEN', 'OPTIONS', 'FORMAT', 'BLOCK', 'Films', 'digest', 'file_facts', 'PhantomFilms', 'list_folder',
            'read_index', 'add_index', 'load_folder', 'MaskedFilms', 'load_masked', 'load_nih', 'load_films',
-           'prepare_film', 'cache_folder', 'try_film', 'worker_pool', 'write_block', 'read_marker', 'open_squares',
-           'build_blocks', 'checksums', 'finish_cache', 'Prepared', 'PreparedRows', 'open_cache', 'prepare']
+           'prepare_film', 'cache_folder', 'try_film', 'worker_pool', 'read_json', 'write_block', 'read_marker',
+           'open_squares', 'build_blocks', 'checksums', 'finish_cache', 'tidy', 'Prepared', 'PreparedRows',
+           'open_cache', 'prepare']
 
-# %% ../nbs/05_films.ipynb #cec87b20
+# %% ../nbs/05_films.ipynb #16cf529c
 import copy
 import hashlib
 import json
 import os
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from multiprocessing import get_all_start_methods, get_context
@@ -28,7 +30,7 @@ from tqdm import tqdm
 import cxr_stn.phantom
 from .chestxray14 import (FINDINGS, ChestXray14, MetadataError, check_patients, read_rows,
                                  split_by_patient)
-from .core import atomic_path, atomic_write, input_path
+from .core import atomic_path, atomic_write, input_path, writing
 from .images import ImageError, letterbox, list_images, read_image, to_unit
 from .phantom import Phantom
 
@@ -324,7 +326,17 @@ def worker_pool(
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     return ProcessPoolExecutor(workers, context, _start_worker, (task,)), _run_task
 
-# %% ../nbs/05_films.ipynb #4375ac30
+# %% ../nbs/05_films.ipynb #ac486110
+def read_json(
+    path: Path,
+    needed: tuple, # names that must be in it
+) -> dict | None: # None if the file is missing, damaged, or something else
+    "What a small file of the cache says, if it can be believed."
+    try: found = json.loads(path.read_text())
+    except (OSError, ValueError): return None
+    return found if isinstance(found, dict) and set(needed) <= found.keys() else None
+
+
 def write_block(
     file: int,      # descriptor of the file that holds all squares
     start: int,     # number of the block's first film
@@ -336,11 +348,9 @@ def write_block(
     empty = np.zeros((size, size), np.uint8)
     data = np.stack([empty if square is None else square for square, _ in results]).tobytes()
     done = 0
-    try:
+    with writing(marker.parent / "images.u8"):
         while done < len(data): done += os.pwrite(file, memoryview(data)[done:], start * size * size + done)
         os.fsync(file)
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write films to {marker.parent}: {error.strerror}") from error
     failed = {str(start + k): reason for k, (_, reason) in enumerate(results) if reason}
     written = {"checksum": zlib.crc32(data), "failed": failed}
     atomic_write(marker, json.dumps(written))
@@ -355,12 +365,11 @@ def read_marker(
     marker: Path,
 ) -> dict | None: # its failures; None if the block has still to be made
     "The marker of a block if there is one and the bytes on the disk agree with it."
-    try: found = json.loads(marker.read_text())
-    except (OSError, ValueError): return None
+    found = read_json(marker, ("checksum", "failed"))
     data = os.pread(file, count * size * size, start * size * size)
-    return found if found.get("checksum") == zlib.crc32(data) else None
+    return found if found and found["checksum"] == zlib.crc32(data) else None
 
-# %% ../nbs/05_films.ipynb #40bfb5a5
+# %% ../nbs/05_films.ipynb #b60edf5a
 def open_squares(
     films: Films,
     size: int,   # side S of the square
@@ -369,7 +378,7 @@ def open_squares(
     "Open the file `images.u8` that all squares are written to, and give it its full length."
     place.mkdir(parents=True, exist_ok=True)
     file = os.fdopen(os.open(place / "images.u8", os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
-    os.ftruncate(file.fileno(), len(films) * size * size)
+    with writing(place / "images.u8"): os.ftruncate(file.fileno(), len(films) * size * size)
     return file
 
 
@@ -392,7 +401,7 @@ def build_blocks(
             bar.update(len(rows))
     return failed
 
-# %% ../nbs/05_films.ipynb #8fed5509
+# %% ../nbs/05_films.ipynb #3a23fb46
 def checksums(
     images: np.ndarray, # (N, S, S) uint8
 ) -> list[int]: # one for every 256 films
@@ -412,15 +421,24 @@ def finish_cache(
     kept, reasons = place / "kept.u8", [failed[row] for row in sorted(failed)]
     if failed:
         rows = np.setdiff1d(np.arange(len(films)), list(failed))
-        with atomic_path(kept) as part, open(part, "wb") as out:
+        with writing(kept), atomic_path(kept) as part, open(part, "wb") as out:
             for some in np.array_split(rows, len(rows) // BLOCK + 1): out.write(images[some].tobytes())
         images = np.memmap(kept, np.uint8, "r", shape=(len(rows), size, size))
     failures = pd.DataFrame({"image": films.table["image"].iloc[sorted(failed)], "reason": reasons})
     atomic_write(place / "failures.csv", failures.to_csv(index=False))
     index = {"file": kept.name if failed else "images.u8", "failed": failed, "checksums": checksums(images)}
     atomic_write(place / "index.json", json.dumps(index))
-    for done in place.glob("block_*.json"): done.unlink(missing_ok=True)
-    if failed: (place / "images.u8").unlink(missing_ok=True)
+    tidy(place, index["file"])
+
+
+def tidy(
+    place: Path, # folder of a finished cache
+    file: str,   # the name of its squares
+):
+    "Remove what only the making of the cache needed; from a folder that cannot be written, nothing."
+    with suppress(OSError):
+        for done in place.glob("block_*.json"): done.unlink(missing_ok=True)
+        if file != "images.u8": (place / "images.u8").unlink(missing_ok=True)
 
 # %% ../nbs/05_films.ipynb #eef489bd
 @dataclass
@@ -456,7 +474,7 @@ class PreparedRows:
         "The film of row `rows[k]`."
         return np.asarray(self.prepared.images[self.rows[k]])
 
-# %% ../nbs/05_films.ipynb #3ae3ae93
+# %% ../nbs/05_films.ipynb #357c6e43
 def open_cache(
     films: Films,
     size: int,            # side S of the square
@@ -464,8 +482,7 @@ def open_cache(
     verify: bool = False, # also compare all checksums
 ) -> Prepared | None: # None if the films have not been prepared, or the file is not what it was
     "Prepared films from the cache, if they are all there."
-    try: index = json.loads((place / "index.json").read_text())
-    except (OSError, ValueError): return None
+    if (index := read_json(place / "index.json", ("file", "failed", "checksums"))) is None: return None
     failed = {int(row): reason for row, reason in index["failed"].items()}
     file, shape = place / index["file"], (len(films) - len(failed), size, size)
     if not file.exists() or file.stat().st_size != np.prod(shape): return None
@@ -475,7 +492,7 @@ def open_cache(
     failures = pd.DataFrame({"image": names, "reason": list(failed.values())}, dtype=object)
     return Prepared(images, films.select(np.setdiff1d(np.arange(len(films)), list(failed))), failures)
 
-# %% ../nbs/05_films.ipynb #7bb2b9d4
+# %% ../nbs/05_films.ipynb #3c54dbba
 def prepare(
     films: Films,
     size: int,    # side S of the square, pixels
@@ -488,7 +505,11 @@ def prepare(
     if not len(films): raise ValueError(f"{films.name}: no films to prepare")
     if size < 1: raise ValueError(f"size = {size} must be at least 1 pixel")
     place = cache_folder(films, size, cache_dir)
-    if (prepared := open_cache(films, size, place, verify)) is not None: return prepared
+    stale = place / "index.json" if (place / "index.json").exists() else None
+    if (prepared := open_cache(films, size, place, verify)) is not None:
+        tidy(place, Path(prepared.images.filename).name)
+        return prepared
+    if stale: stale.unlink(missing_ok=True)
     with open_squares(films, size, place) as file:
         failed = build_blocks(films, size, file, place, workers, progress)
         if len(failed) == len(films):

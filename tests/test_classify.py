@@ -1,5 +1,4 @@
 """The classifier as people run it: every arm, interruptions, ChestMNIST, an aligned copy, experiments, and wrong parameters."""
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 
 from cxr_stn.chestxray14 import FINDINGS
 from cxr_stn.classification import (ClassifierTraining, ClassifyParams, RepeatParams, fit_classifier, is_finished,
-                                    planned_runs, repeat)
+                                    repeat)
 from cxr_stn.comparison import read_predictions
 from cxr_stn.networks import AlignerNetwork, save_network
 

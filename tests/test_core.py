@@ -1,18 +1,12 @@
 """What the core promises when processes are killed, disks are full and several start at once."""
-import json, os, signal, subprocess, sys, textwrap, time
+import json, os, signal, subprocess, sys
 from pathlib import Path
 
 import nbformat, pytest
+from helpers import python
 
 from cxr_stn.core import ParameterError, Params, Run, _myself, atomic_path, atomic_write, input_path, project_root
 
-
-def python(code, **options):
-    "Start a Python process that runs `code`"
-    root = str(Path(__file__).parent.parent)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], text=True, env=env, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 def litter(folder): return [p.name for p in Path(folder).iterdir() if p.name.startswith(".")]
 
@@ -125,8 +119,9 @@ def test_a_forked_child_does_not_give_up_the_lock(tmp_path):
     assert not (tmp_path/".lock").exists(), "but the parent's end does"
 
 def test_damaged_records_do_not_stop_a_run(tmp_path):
-    (tmp_path/"provenance.json").write_text("{ half a")
-    with Run(tmp_path, dict(lr=1)) as run: assert (run.restarted, run.changed) == (False, [])
+    for rubbish in ("{ half a", "", "null", "[1]", "7", '"text"'):
+        (tmp_path/"provenance.json").write_text(rubbish)
+        with Run(tmp_path, dict(lr=1)) as run: assert (run.restarted, run.changed) == (False, [])
     (tmp_path/".lock").write_text("")
     with pytest.raises(OSError, match="remove .*lock"): Run(tmp_path, dict(lr=1))
 

@@ -1,7 +1,5 @@
 """Picture files as they come: broken ones are refused with path and reason, whole ones read the same from any format."""
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -23,41 +21,6 @@ def film():
     return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 0, 255, cv2.NORM_MINMAX)
 
 
-def chunk(kind, body): return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png(width, height, body=b""):
-    "A PNG of a given size in its header, whatever its pixels."
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
-
-
-BROKEN = {
-    "zero bytes": (b"", "0 bytes"),
-    "a web page": (b"<!DOCTYPE html><html><body>403</body></html>", "web page"),
-    "an error message": (b'{"error": "not found"}', "not a picture"),
-    "DICOM": (bytes(128) + b"DICM" + bytes(100), "DICOM"),
-    "noise": (bytes(range(256)), "no known picture format"),
-    "text": (b"hello", "no known picture format"),
-    "only the signature": (b"\x89PNG\r\n\x1a\n", "truncated"),
-    "a bomb": (png(20_000, 20_000), "20000 x 20000"),
-    "a size of 0": (png(0, 10), "header"),
-    "too few pixels": (png(100, 100, bytes(101 * 3)), None),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_file_is_named_with_its_reason(tmp_path, name):
-    content, reason = BROKEN[name]
-    path = tmp_path / "film é 1.png"
-    path.write_bytes(content)
-    if name == "too few pixels" and cv2.imdecode(np.frombuffer(content, np.uint8), -1) is not None:
-        pytest.skip("this OpenCV fills up a short picture whose file is whole")
-    with pytest.raises(ImageError) as caught: read_image(path)
-    assert caught.value.path == str(path) and str(path) in str(caught.value)
-    assert reason is None or reason in caught.value.reason
-
-
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp", "gif", "webp"])
 def test_every_truncation_is_noticed(tmp_path, film, ending):
     whole = tmp_path / f"whole.{ending}"
@@ -66,15 +29,6 @@ def test_every_truncation_is_noticed(tmp_path, film, ending):
     for share in (0.02, 0.3, 0.6, 0.9):
         cut.write_bytes(data[:int(len(data) * share)])
         with pytest.raises(ImageError): read_image(cut)
-
-
-@pytest.mark.parametrize("position", [0.1, 0.5, 0.95])
-def test_a_flipped_bit_in_a_png_is_noticed(tmp_path, film, position):
-    write_png(tmp_path / "film.png", film)
-    data = bytearray((tmp_path / "film.png").read_bytes())
-    data[int(len(data) * position)] ^= 1
-    (tmp_path / "film.png").write_bytes(data)
-    with pytest.raises(ImageError): read_image(tmp_path / "film.png")
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif"])
@@ -108,11 +62,6 @@ def test_grey_survives_every_mode(tmp_path, film, ending, mode):
     assert np.abs(image.astype(int) - film).max() <= (0 if mode != "CMYK" else 1)
 
 
-def test_cmyk_jpeg_is_not_inverted(tmp_path, film):
-    Image.fromarray(film).convert("CMYK").save(tmp_path / "film.jpg", quality=95)
-    assert np.abs(read_image(tmp_path / "film.jpg").astype(int) - film).max() <= 8
-
-
 def test_bilevel_and_16_bits(tmp_path, film):
     Image.fromarray(film).convert("1").save(tmp_path / "bilevel.png")
     assert set(np.unique(read_image(tmp_path / "bilevel.png"))) == {0, 255}
@@ -138,12 +87,6 @@ def test_transparency_is_composited_on_black(tmp_path, film):
     Image.fromarray(np.dstack([film, film, film, alpha])).save(tmp_path / "half.png")
     image = read_image(tmp_path / "half.png")
     assert (image[:60] == film[:60]).all() and (image[60:] == 0).all()
-
-
-def test_animated_png_gives_its_first_picture(tmp_path, film):
-    frames = [Image.fromarray(film), Image.fromarray(255 - film)]
-    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
-    assert (read_image(tmp_path / "moving.png") == film).all()
 
 
 def test_smallest_and_constant_pictures(tmp_path):

@@ -91,7 +91,7 @@ def imported(path):
 
 def test_every_import_is_required():
     "What the package, the tests and the tools import is in settings.ini, or comes with Python"
-    have = set(requirements()) | set(requirements("dev_requirements")) | {"cxr_stn", "setuptools"}
+    have = {"cxr_stn", "setuptools", "helpers"}.union(requirements(), requirements("dev_requirements"))
     missing = {}
     for path in [*(ROOT/"cxr_stn").glob("*.py"), *(ROOT/"tools").glob("*.py"), *(ROOT/"tests").glob("*.py")]:
         for name in set(imported(path)) - set(sys.stdlib_module_names) - OPTIONAL:

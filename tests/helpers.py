@@ -1,0 +1,42 @@
+"""What several test files need: processes, films, an aligner, and a pickle that gives itself away."""
+import os, subprocess, sys, textwrap
+from pathlib import Path
+
+import cv2, numpy as np, torch
+
+from cxr_stn.networks import AlignerNetwork, save_network
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment():
+    "The variables of a process that finds this package and takes one core"
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+
+
+def python(code, *words):
+    "Start a Python process that runs `code` with `words` as its arguments"
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, words)], text=True, env=environment(), **pipes)
+
+
+def draw(seed=0, shape=(50, 40)):
+    "A smooth random film, uint8, from 0 to 255"
+    noise = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def save_aligner(path, seed=0, **facts):
+    "A small aligner that was never trained, but answers differently for every film"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = AlignerNetwork(weights="none", input_size=32, output_height=30, output_width=24)
+        torch.nn.init.normal_(network.localiser.answer.weight, std=.01)
+    save_network(path, network, **facts)
+    return path
+
+
+class Payload:
+    "Unpickled, it makes a file"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), "w")
