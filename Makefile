@@ -154,7 +154,7 @@ results-sample: $(READY)
 
 # --- experiments: every run with one thread, so that `make -j2 experiments` uses two cores and changes no digit -------
 
-EXPERIMENTS := positive negative joint close pose_05 pose_10 films_250 films_2000 $(if $(CXR_STN_DATA),sample)
+EXPERIMENTS := positive negative close pose_05 pose_10 films_250 films_2000 $(if $(CXR_STN_DATA),sample)
 CROPPED     := $(filter positive negative close sample,$(EXPERIMENTS))
 TRIED       := $(RUNS)/classify
 COMPARED    := $(RUNS)/compare
