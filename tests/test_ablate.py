@@ -14,7 +14,7 @@ from cxr_stn.networks import read_network
 
 ROOT = Path(__file__).resolve().parents[1]
 SET = yaml.safe_load((ROOT / "nbs" / "params" / "ablation.yaml").read_text())
-TINY = dict(n_films=40, n_phantoms=40, input_size=32, output_height=30, output_width=24, batch_size=8, epochs=1)
+TINY = dict(n_films=40, n_phantoms=40, input_size=64, output_height=60, output_width=48, batch_size=8, epochs=1)
 
 
 @pytest.fixture(scope="module")
