@@ -94,13 +94,13 @@ TRAINED := $(STUDY)/train
 train_ARGS    := -f nbs/params/phantom.yaml -p out_dir $(TRAINED)
 evaluate_ARGS := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/evaluate -p n_films 80 -p known_warps 40
 align_ARGS    := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/align
-repeat_ARGS   := -p params_file nbs/params/classify_study.yaml -y 'parameters: {aligner: $(TRAINED)}' -p experiment phantom \
+repeat_ARGS   := -p params_file nbs/params/classify_phantom_study.yaml -y 'parameters: {aligner: $(TRAINED)}' -p experiment phantom \
                  -y 'arms: [standard, aligned]' -y 'seeds: [0, 1]' -p out_dir $(STUDY)/repeat
 compare_ARGS  := -p experiment $(STUDY)/repeat/phantom -p out_dir $(STUDY)/compare
 
 $(STUDY)/train.ipynb: nbs/params/phantom.yaml
 $(STUDY)/evaluate.ipynb $(STUDY)/align.ipynb $(STUDY)/repeat.ipynb: $(STUDY)/train.ipynb
-$(STUDY)/repeat.ipynb: nbs/classify.ipynb nbs/params/classify_study.yaml
+$(STUDY)/repeat.ipynb: nbs/classify.ipynb nbs/params/classify_phantom_study.yaml
 $(STUDY)/compare.ipynb: $(STUDY)/repeat.ipynb
 
 $(STEPS:%=$(STUDY)/%.ipynb): $(STUDY)/%.ipynb: nbs/%.ipynb $(SOURCE) | $(READY)
