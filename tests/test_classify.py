@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from cxr_stn.chestxray14 import FINDINGS
-from cxr_stn.classification import (planned_runs, ClassifierTraining, ClassifyParams, RepeatParams, fit_classifier, is_finished,
-                                    repeat)
+from cxr_stn.classification import (ClassifierTraining, ClassifyParams, RepeatParams, fit_classifier, is_finished,
+                                    planned_runs, repeat)
 from cxr_stn.comparison import read_predictions
 from cxr_stn.networks import AlignerNetwork, save_network
 
