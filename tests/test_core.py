@@ -29,7 +29,7 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path):
     writer.communicate()
     assert file.read_bytes() == b"old"
     assert len(litter(tmp_path)) == 1, "the half file has a name of its own"
-    with Run(tmp_path, {}): assert litter(tmp_path) == [".lock"], "the next run sweeps it away"
+    with Run(tmp_path, {}): assert litter(tmp_path) == [".lock", ".processes.json"], "the next run sweeps it away"
 
 def test_full_disk_is_named_and_harmless(tmp_path):
     file = tmp_path/"table.csv"
