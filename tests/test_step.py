@@ -57,7 +57,7 @@ def train_without_values(module, batch):
     module.log = lambda name, value, **_: logged.update({name: value})
     module.log_dict = lambda values, **_: logged.update(values)
     module.to("meta").train()
-    module.training_step(on_meta(batch), 0).backward()
+    module.training_step(on_meta(batch), 0)["loss"].backward()
     return logged
 
 
@@ -131,7 +131,7 @@ def test_the_frozen_network_costs_one_look_and_no_gradients(data, cache):
     module.features.register_forward_hook(lambda network, given, maps: looks.append(len(given[0])))
     data.trainer = None
     for batch, *_ in list(data.train_dataloader())[:3]:
-        loss = module.training_step(batch, 0)
+        loss = module.training_step(batch, 0)["loss"]
         found = leaves(loss.grad_fn, set())
         loss.backward()
     assert looks == [4, 4, 4], "the films of a batch go through the frozen network once, the canonical chest never"
@@ -159,7 +159,7 @@ def test_compiled_and_plain_networks_say_the_same(data, cache, monkeypatch):
         pl.seed_everything(0, verbose=False)
         module = AlignerTraining(TrainParams(**ALIGN | more, cache_dir=cache).model_dump())
         module.log_dict = lambda values, **_: None
-        losses.append(module.training_step(next(iter(data.train_dataloader()))[0], 0).item())
+        losses.append(module.training_step(next(iter(data.train_dataloader()))[0], 0)["loss"].item())
         names.append(list(module.state_dict()))
         order = torch.contiguous_format if "channels_last" in more else torch.channels_last
         assert all(weight.is_contiguous(memory_format=order) for weight in module.network.parameters() if weight.ndim == 4)
