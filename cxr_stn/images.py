@@ -167,7 +167,7 @@ def grey_percentiles(
     ranks = np.array(percents) / 100 * image.size
     return np.searchsorted(counts.cumsum(), ranks - 1e-6).astype(np.float64)
 
-# %% ../nbs/01_images.ipynb #7deeab3f
+# %% ../nbs/01_images.ipynb #49107ae7
 def to_unit(
     image: np.ndarray, # (H, W) or (H, W, C): uint8, uint16 or any number
     low: float = 0.5,  # percentile that becomes 0

@@ -255,7 +255,7 @@ def check_picture(
     if max(image.shape) > 32766: raise ValueError(f"a picture of {image.shape}: sides up to 32,766 only")
     return image
 
-# %% ../nbs/11_inference.ipynb #ee509643
+# %% ../nbs/11_inference.ipynb #9d9daae6
 @patch
 def prepare(
     self: Aligner,
@@ -263,9 +263,11 @@ def prepare(
 ) -> np.ndarray: # (S, S) uint8
     "A picture as the network sees it; ValueError if it cannot be aligned."
     with np.errstate(over="ignore", invalid="ignore"): unit = to_unit(check_picture(image))
-    if not np.isfinite(unit).all(): raise ValueError("the grey values are too large for 32 bits")
-    if not unit.any(): raise ValueError("all pixels have the same grey value; there is nothing to align")
-    return np.rint(letterbox(unit, self.input_size) * 255).astype(np.uint8)
+    square = np.rint(letterbox(unit, self.input_size) * 255)
+    if not np.isfinite(square).all(): raise ValueError("the grey values are too large for 32 bits")
+    if not (square.any() or unit.any()):
+        raise ValueError("all pixels have the same grey value; there is nothing to align")
+    return square.astype(np.uint8)
 
 # %% ../nbs/11_inference.ipynb #dc5b244a
 MIRRORED = 0.27 # from this probability on a film is called mirrored
