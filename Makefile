@@ -31,14 +31,15 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study results release results-sample experiments notebooks readme export clean
+.PHONY: help install test test-slow check study results release reference results-sample experiments notebooks readme export clean
 
 help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
-	@echo 'make study      install, then the study on made-up films, into $(STUDY)/        (about 12 minutes)'
-	@echo 'make results    the study, and its tables into results/phantom/                  (about 12 minutes)'
+	@echo 'make study      install, then the study on made-up films, into $(STUDY)/        (about 8 minutes)'
+	@echo 'make results    the study, and its tables into results/phantom/                  (about 8 minutes)'
 	@echo 'make release    train the released aligner on real films in CXR_STN_DATA         (an hour)'
-	@echo 'make results-sample  judge it on real films in CXR_STN_DATA, into results/       (10 minutes)'
+	@echo 'make reference  train the method it is compared with on the same films           (an hour)'
+	@echo 'make results-sample  judge them on real films in CXR_STN_DATA, into results/     (10 minutes)'
 	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (3 hours; -j2: half)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
@@ -95,7 +96,7 @@ train_ARGS    := -f nbs/params/phantom.yaml -p out_dir $(TRAINED)
 evaluate_ARGS := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/evaluate -p n_films 80 -p known_warps 40
 align_ARGS    := -p checkpoint $(TRAINED) -p out_dir $(STUDY)/align
 repeat_ARGS   := -p params_file nbs/params/classify_phantom_study.yaml -y 'parameters: {aligner: $(TRAINED)}' -p experiment phantom \
-                 -y 'arms: [standard, aligned]' -y 'seeds: [0, 1]' -p out_dir $(STUDY)/repeat
+                 -y 'arms: [standard, aligned]' -y 'seeds: [0, 1, 2]' -p out_dir $(STUDY)/repeat
 compare_ARGS  := -p experiment $(STUDY)/repeat/phantom -p out_dir $(STUDY)/compare
 
 $(STUDY)/train.ipynb: nbs/params/phantom.yaml
@@ -121,7 +122,8 @@ study: $(STEPS:%=$(STUDY)/%.ipynb)
 RELEASE := $(RUNS)/release
 SAMPLE  := $(RUNS)/nih14-sample
 FILMS   := @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
-PEERS   ?= [stretch, letterbox, ecc, simpleitk, kornia]
+PEERS   ?= stretch, letterbox, ecc, simpleitk, kornia
+OTHERS  := $(if $(wildcard $(RUNS)/reference/aligner.safetensors),$(shell echo ', reference=$(RUNS)/reference'))
 
 results: study
 	@mkdir -p results/phantom
@@ -137,16 +139,23 @@ release: $(READY)
 	@cp $(RELEASE)/aligner.safetensors cxr_stn/released/chest.safetensors
 	@echo "cxr_stn/released/chest.safetensors is made from $(RELEASE)/"
 
+# the method's first implementation, with the same films, networks and time: a peer of the released aligner
+reference: $(READY)
+	$(FILMS)
+	@mkdir -p $(RUNS)/reference
+	$(BIN)/papermill nbs/train.ipynb $(RUNS)/reference/train.ipynb -f nbs/params/reference.yaml \
+	  -p data_dir $(CXR_STN_DATA)/nih14-sample -p out_dir $(RUNS)/reference --log-output
+
 # the released aligner, judged on films of other hospitals with lung masks, and on held-out films of the sample
 results-sample: $(READY)
 	$(FILMS)
 	@mkdir -p $(SAMPLE) results/lungmask-dev results/nih14-sample
 	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/lungmask.ipynb -p data masked -p data_dir $(CXR_STN_DATA)/lungmask-dev \
 	  -p checkpoint chest -p out_dir $(SAMPLE)/lungmask -y 'n_films: null' -p known_warps 121 \
-	  -y 'peers: $(PEERS)' -p peer_dir $(CXR_STN_DATA)/nih14-sample
+	  -y 'peers: [$(PEERS)$(OTHERS)]' -p peer_dir $(CXR_STN_DATA)/nih14-sample
 	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/test.ipynb -p data nih -p data_dir $(CXR_STN_DATA)/nih14-sample \
 	  -p checkpoint chest -p out_dir $(SAMPLE)/test -y 'n_films: null' -p known_warps 123 \
-	  -y 'peers: [stretch, letterbox, ecc]' -p peer_dir $(CXR_STN_DATA)/nih14-sample
+	  -y 'peers: [stretch, letterbox, ecc$(OTHERS)]' -p peer_dir $(CXR_STN_DATA)/nih14-sample
 	@cp $(SAMPLE)/lungmask/*.csv $(SAMPLE)/lungmask/mean_films.png results/lungmask-dev/
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
 	@cp $(RELEASE)/log.csv results/nih14-sample/ 2>/dev/null || true
@@ -156,10 +165,11 @@ results-sample: $(READY)
 
 EXPERIMENTS := positive negative close pose_05 pose_10 films_250 films_2000 $(if $(CXR_STN_DATA),sample)
 CROPPED     := $(filter positive negative close sample,$(EXPERIMENTS))
+ORACLES     := $(filter positive close,$(EXPERIMENTS))
 TRIED       := $(RUNS)/classify
 COMPARED    := $(RUNS)/compare
 sample_ARGS  = -p data_dir $(CXR_STN_DATA)/nih14-sample
-KEPT        := classes.csv subgroups.csv measures.csv bootstrap.csv verdict.md forest.png
+KEPT        := areas.csv classes.csv subgroups.csv measures.csv bootstrap.csv verdict.md forest.png
 
 experiments: results/experiments/primary.csv
 .SECONDARY: $(EXPERIMENTS:%=$(TRIED)/%.ipynb)
@@ -179,10 +189,14 @@ endef
 results/experiments/%-lung_crop/classes.csv: $(TRIED)/%.ipynb
 	$(call compare,$*,lung_crop)
 
+results/experiments/%-oracle/classes.csv: $(TRIED)/%.ipynb
+	$(call compare,$*,oracle)
+
 results/experiments/%/classes.csv: $(TRIED)/%.ipynb
 	$(call compare,$*,standard)
 
-results/experiments/primary.csv: $(EXPERIMENTS:%=results/experiments/%/classes.csv) $(CROPPED:%=results/experiments/%-lung_crop/classes.csv)
+results/experiments/primary.csv: $(EXPERIMENTS:%=results/experiments/%/classes.csv) $(CROPPED:%=results/experiments/%-lung_crop/classes.csv) \
+                                 $(ORACLES:%=results/experiments/%-oracle/classes.csv)
 	$(BIN)/papermill nbs/experiments.ipynb $(COMPARED)/experiments.ipynb -p out_dir $(COMPARED)/experiments --no-progress-bar
 	@cp $(COMPARED)/experiments/{primary.csv,dose_response.png,primary.png} results/experiments/
 

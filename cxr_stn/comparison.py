@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FILM_COLUMNS', 'ALLOWED', 'FACTS', 'DEMO', 'FILE', 'SIMULATED', 'SAID', 'STYLES', 'MARKS', 'PredictionError',
            'findings_of', 'check_films', 'check_predictions', 'check_facts', 'write_predictions', 'read_predictions',
-           'CompareParams', 'arm_patterns', 'find_runs', 'Study', 'make_study', 'simulate_runs', 'load_study',
-           'class_table', 'subgroup_table', 'bootstrap_table', 'measure_table', 'threshold_table', 'reliability_table',
-           'number', 'ranged', 'p_text', 'printed_classes', 'printed_subgroups', 'markdown', 'latex', 'write_printed',
-           'outcome', 'verdict', 'forest', 'curves_figure', 'reliability_figure', 'save_figure', 'ExperimentsParams',
-           'primary_endpoints', 'printed_endpoints', 'endpoints_figure', 'dose_figure']
+           'CompareParams', 'arm_patterns', 'find_runs', 'Study', 'make_study', 'simulate_runs', 'named_runs',
+           'load_study', 'area_table', 'class_table', 'subgroup_table', 'bootstrap_table', 'measure_table',
+           'threshold_table', 'reliability_table', 'number', 'ranged', 'p_text', 'printed_classes', 'printed_subgroups',
+           'markdown', 'latex', 'write_printed', 'outcome', 'verdict', 'forest', 'curves_figure', 'reliability_figure',
+           'save_figure', 'ExperimentsParams', 'primary_endpoints', 'printed_endpoints', 'endpoints_figure',
+           'dose_figure']
 
 # %% ../nbs/16_comparison.ipynb #3c00480c
 import hashlib, json
@@ -306,7 +307,7 @@ def make_study(
     return Study(first[list(FILM_COLUMNS)].reset_index(drop=True), labels(first), scores,
                  labels(tables["valid"][reference][0][0]), valid, findings, seeds, said.pop())
 
-# %% ../nbs/16_comparison.ipynb #7ca02811
+# %% ../nbs/16_comparison.ipynb #38ef809d
 def simulate_runs(
     n_films: int = 5000,
     seeds: int = 2,
@@ -330,18 +331,36 @@ def simulate_runs(
             runs.append((name, f"simulated {name}, seed {number}", check_predictions(table, name), facts))
     return runs
 
+def named_runs(
+    params: CompareParams,
+) -> list[tuple]: # (arm, None if the file says it; file); none if the default experiment is not there
+    "The prediction files that the parameters name; FileNotFoundError if there are none."
+    if params.arms is not None:
+        return [(arm, path) for arm, pattern in arm_patterns(params.arms).items() for path in find_runs(pattern)]
+    try: return [(None, path) for path in find_runs(f"{params.experiment}/*/{FILE}")]
+    except FileNotFoundError:
+        if params.experiment != DEMO: raise
+        return []
+
+
 def load_study(
     params: CompareParams,
 ) -> Study: # from the files that the parameters name, or simulated if there are none
     "Read all runs of a comparison and check that they fit together."
-    if params.arms is None:
-        try: found = [(None, path) for path in find_runs(f"{params.experiment}/*/{FILE}")]
-        except FileNotFoundError:
-            if params.experiment != DEMO: raise
-            return make_study(simulate_runs(seed=params.seed), params.reference)
-    else: found = [(arm, path) for arm, pattern in arm_patterns(params.arms).items() for path in find_runs(pattern)]
+    found = named_runs(params)
+    if not found: return make_study(simulate_runs(seed=params.seed), params.reference)
     runs = [(arm, path, *read_predictions(path)) for arm, path in found]
     return make_study([(arm or facts["arm"], path, t, facts) for arm, path, t, facts in runs], params.reference)
+
+# %% ../nbs/16_comparison.ipynb #e27f5025
+def area_table(
+    params: CompareParams,
+) -> pd.DataFrame: # arm, area: mean area of the input's frame / area of the film's square; no row if not known
+    "How much of the film each arm shows."
+    files = [path.parent / "arm.json" for _, path in named_runs(params)]
+    facts = [json.loads(path.read_text()) for path in files if path.is_file()]
+    table = pd.DataFrame(facts, columns=["images", "area"]).rename(columns={"images": "arm"})
+    return table.groupby("arm", as_index=False)["area"].mean().round(4)
 
 # %% ../nbs/16_comparison.ipynb #8addfd57
 def _against_reference(
@@ -687,7 +706,7 @@ def save_figure(
                            metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return paths
 
-# %% ../nbs/16_comparison.ipynb #a7075431
+# %% ../nbs/16_comparison.ipynb #9bf7838b
 class ExperimentsParams(Params):
     "Which comparisons are set side by side."
     folder: str = Field("results/experiments", description="of comparisons, one folder each, with classes.csv")
@@ -698,11 +717,13 @@ def primary_endpoints(
     folder, # with one folder an experiment, each with classes.csv
     names,  # of comparisons, in the order of the table
 ) -> pd.DataFrame: # experiment, and the columns of `class_table`
-    "The macro means of several comparisons; FileNotFoundError names a comparison that is not there."
+    "The macro means of several comparisons, no two arms twice; FileNotFoundError names one that is not there."
     tables = {name: pd.read_csv(Path(folder) / name / "classes.csv") for name in names}
     rows = [table[table["finding"] == "macro mean"].assign(experiment=name) for name, table in tables.items()]
     table = pd.concat(rows, ignore_index=True).drop(columns=["finding", "p_holm"])
-    return table[["experiment", *table.columns.drop("experiment")]]
+    pairs = [(name.removesuffix(f"-{a}"), *sorted((a, b)))  # x-lung_crop is x with another reference
+             for name, a, b in zip(table["experiment"], table["reference"], table["arm"])]
+    return table.loc[~pd.Series(pairs).duplicated(), ["experiment", *table.columns.drop("experiment")]].reset_index(drop=True)
 
 
 def printed_endpoints(
