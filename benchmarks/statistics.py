@@ -4,23 +4,23 @@
 
 Each program compares two arms on 14 findings: both AUROCs with intervals and the p value of their difference. The
 peers take every film for a patient; `compare_arms` does the same once (their figures must agree) and once with films
-clustered in patients. Printed: processor time of each (the least of the repetitions, which another program on the same
-machine disturbs least), its ratio to the clustered comparison, and the time on the clock. The folder that CXR_STN_DATA
-names gives the labels and patients of the real test films; without it, the phantom's are used.
+clustered in patients. All take turns. Printed: processor time of each (the least of the repetitions, which another
+program on the same machine disturbs least), its ratio to the clustered comparison, and by how much its AUROCs and p
+values differ from those without clusters. The folder that CXR_STN_DATA names gives the labels and patients of the real
+test films; without it, the phantom's are used.
 """
-import argparse
-import os
 import sys
-import time
 from pathlib import Path
 
-# a script's own folder comes first on Python's path, where this file would hide Python's own module `statistics`
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, whose statistics.py is not Python's
+
+import importlib.util
+import os
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.timing import command_line, interleaved, report
 from cxr_stn.chestxray14 import FINDINGS
 from cxr_stn.phantom import Phantom
 from cxr_stn.statistics import SimulationParams, compare_arms, simulate_scores, simulation_films
@@ -60,42 +60,28 @@ def ours(a, b, labels, patients=None):
     return table[["auroc_a", "auroc_b", "p"]].to_numpy(float)
 
 
-def timed(function, repetitions):
-    "Least seconds of the processor and on the clock, and what came out."
-    seconds = []
-    for _ in range(repetitions):
-        start = time.process_time(), time.perf_counter()
-        result = function()
-        seconds.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-    return *map(min, zip(*seconds)), result
-
-
-def line(name, processor, clock, base, more=""):
-    print(f"{name:26s} {processor:7.3f} s   ratio {processor / base:6.2f}   (clock {clock:7.3f} s)   {more}", flush=True)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=25596)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    table, source = films(args.films)
-    labels, rng = table[list(FINDINGS)].to_numpy(), np.random.default_rng(args.seed)
+    ask = command_line(__doc__)
+    ask.add_argument("--films", type=int, default=25596)
+    ask.add_argument("--repetitions", type=int, default=5)
+    ask.add_argument("--seed", type=int, default=0)
+    given = ask.parse_args()
+    table, source = films(given.films)
+    labels, rng = table[list(FINDINGS)].to_numpy(), np.random.default_rng(given.seed)
     codes = pd.factorize(table["patient"])[0]
     a, b = np.moveaxis(np.stack([simulate_scores(y, codes, rng) for y in labels.T], 2), 1, 0)
-    print(f"{len(table)} films of {codes.max() + 1} patients x {labels.shape[1]} findings, two arms; {source}")
-    ours(a, b, labels, codes)  # the first call loads what is loaded once
-    base, clock, _ = timed(lambda: ours(a, b, labels, codes), args.repetitions)
-    line("compare_arms, by patient", base, clock, base)
-    seconds, clock, naive = timed(lambda: ours(a, b, labels), args.repetitions)
-    line("compare_arms, naive", seconds, clock, base)
+    found, works = {}, {"compare_arms, by patient": lambda: ours(a, b, labels, codes), "compare_arms, naive": lambda: ours(a, b, labels)}
     for name, function in (("pauc", pauc_compare), ("MLstatkit", mlstatkit_compare)):
-        try: seconds, clock, result = timed(lambda: function(a, b, labels), args.repetitions)
-        except ImportError:
-            print(f"{name} is not installed: pip install {name}")
-            continue
-        line(name, seconds, clock, base, f"differs from naive by {np.nanmax(np.abs(result - naive)):.1e}")
+        if importlib.util.find_spec(name): works[name] = lambda function=function: function(a, b, labels)
+        else: print(f"{name} is not installed: pip install {name}", file=sys.stderr)
+    kept = {name: lambda name=name, work=work: found.update({name: work()}) for name, work in works.items()}
+    least = {name: min(seconds) for name, seconds in interleaved(kept, given.repetitions).items()}
+    naive, base = found["compare_arms, naive"], least["compare_arms, by patient"]
+    rows = [dict(program=name, seconds=seconds, ratio=seconds / base,
+                 differs=f"{np.nanmax(np.abs(found[name] - naive)):.1e}" if name != "compare_arms, by patient" else "another test")
+            for name, seconds in least.items()]
+    about = f"{len(table)} films of {codes.max() + 1} patients x {labels.shape[1]} findings, two arms; {source}"
+    report("statistics", about, pd.DataFrame(rows).rename(columns={"differs": "differs from naive by"}), ["numpy", "scikit-learn", "pauc", "MLstatkit"])
 
 
 if __name__ == "__main__": main()
