@@ -584,6 +584,8 @@ PARAMETERS = [
     (AlignParams, dict(output_height=8), "parameter 'output_height'"),
     (ClassifyParams, dict(images="oracle", data="nih"), "images = 'oracle' needs data = 'phantom'"),
     (ClassifyParams, dict(crop_area=2), "parameter 'crop_area'"),
+    (AlignParams, dict(devices=2), "unknown parameter 'devices'"),  # training alone is spread over several
+    (EvaluateParams, dict(devices=2), "unknown parameter 'devices'"),
     (EvaluateParams, dict(n_films="all"), "parameter 'n_films': 'all' is not a whole number"),
     (CompareParams, dict(level=95), "parameter 'level'"),
     (RepeatParams, dict(arms="standrad"), "'standrad' is not one of"),
