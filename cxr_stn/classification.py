@@ -8,7 +8,7 @@ __all__ = ['ClassifyParams', 'class_weights', 'classification_loss', 'Classifier
            'start_run', 'agreed_start', 'finish_run', 'say_estimable', 'fit_classifier', 'RepeatParams', 'planned_runs',
            'is_finished', 'repeat']
 
-# %% ../nbs/18_classification.ipynb #63d14ef1
+# %% ../nbs/18_classification.ipynb #d69a1486
 import hashlib
 import json
 import shutil
@@ -38,7 +38,7 @@ from .networks import BUNDLED, AlignerNetwork, GreyInput, load_network
 from .statistics import macro_auroc
 from .stn import compose
 from .training import (EpochLog, RunParams, bare_trainer, check_start, freeze_batch_norm, loader,
-                              make_optimizer, quiet, set_up, share_batch_norm, threads)
+                              make_optimizer, quiet, read_checkpoint, set_up, share_batch_norm, threads)
 
 # %% ../nbs/18_classification.ipynb #d8f7c98e
 class ClassifyParams(AugmentParams, RunParams):
@@ -354,7 +354,7 @@ def agreed_start(
     places, stn = mine or (read_places(run.read_table("places"), prepared.films), joint_network(params, prepared.films)[0])
     return places, facts, stn, go_on, finished
 
-# %% ../nbs/18_classification.ipynb #d7d115c7
+# %% ../nbs/18_classification.ipynb #6ca77624
 def finish_run(
     run: Run,
     params: ClassifyParams,
@@ -363,7 +363,7 @@ def finish_run(
     facts: dict, # of the arm
 ) -> Path: # predictions.parquet
     "Predict with the best checkpoint, and write the predictions with what must be known about them."
-    best = torch.load(run.path / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+    best = read_checkpoint(run.path / "checkpoints" / "best.ckpt", module)
     module.load_state_dict(best["state_dict"])
     device = "cpu" if params.accelerator == "cpu" else "auto"
     probs, places = zip(*(predict(module, data, split, device) for split in ("valid", "test")))
@@ -378,7 +378,7 @@ def finish_run(
     table = prediction_table(films.table, np.concatenate(probs))
     return write_predictions(run.path / "predictions.parquet", table, about)
 
-# %% ../nbs/18_classification.ipynb #f280c81a
+# %% ../nbs/18_classification.ipynb #ebe4b8e3
 def say_estimable(labels: np.ndarray): # (n, 14) of the validation films
     "Print for how many findings the validation set can tell an AUROC."
     count = int((labels.min(0) < labels.max(0)).sum())
@@ -404,6 +404,7 @@ def fit_classifier(
             module = ClassifierTraining(params.model_dump(), data.labels("train").mean(0).tolist(), stn)
             last = run.path / "checkpoints" / "last.ckpt"
             trainer = classifier_trainer(params, run.path)
+            if go_on: read_checkpoint(last, module)  # an error that names it, if need be
             trainer.fit(module, datamodule=data, weights_only=True,
                         ckpt_path=last if go_on else None)
             if trainer.is_global_zero: finish_run(run, params, data, module, facts)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BUNDLED', 'FORMAT', 'bundled_weights', 'CheckpointError', 'load_network', 'GreyInput', 'merge_layers',
            'pyramid_levels', 'Localiser', 'FeatureNetwork', 'Look', 'AlignerNetwork', 'marks', 'lung_marks',
-           'settle_on_lungs', 'look_through', 'centring', 'Found', 'examine', 'locate', 'save_network', 'read_network']
+           'settle_on_lungs', 'look_through', 'centring', 'Found', 'examine', 'locate', 'sorted_safetensors',
+           'save_network', 'read_network']
 
 # %% ../nbs/07_networks.ipynb #f2f771f6
 import json
@@ -357,7 +358,20 @@ def locate(
     "Where the frame lies."
     return examine(network, films, passes).theta
 
-# %% ../nbs/07_networks.ipynb #3f4494c8
+# %% ../nbs/07_networks.ipynb #2a9b59a8
+def sorted_safetensors(
+    tensors: dict, # name: tensor
+    about: dict, # name: text, kept beside the tensors
+) -> bytes: # of a .safetensors file
+    "A file of tensors whose bytes depend on its content alone."
+    made = save(tensors, metadata=about)
+    start = 8 + int.from_bytes(made[:8], "little")  # the length of the header, the header, the values
+    header = json.loads(made[8:start]) | {"__metadata__": dict(sorted(about.items()))}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # values begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + made[start:]
+
+# %% ../nbs/07_networks.ipynb #4bf3af14
 FORMAT = "cxr_stn aligner 2"
 
 
@@ -371,7 +385,7 @@ def save_network(
     tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     if canonical is not None: tensors["canonical"] = canonical.detach().cpu().contiguous()
     about = dict(format=FORMAT, config=json.dumps(network.config), facts=json.dumps(facts))
-    atomic_write(path, save(tensors, metadata=about))
+    atomic_write(path, sorted_safetensors(tensors, about))
 
 # %% ../nbs/07_networks.ipynb #32b4bc85
 def read_network(

@@ -8,15 +8,18 @@ __all__ = ['CANONICAL_LUNGS', 'REMARKS', 'FilmParams', 'NetworkParams', 'TargetP
            'phantom_truth', 'load_prepared', 'view_settings', 'AlignerData', 'phantom_set', 'ResumableLoader', 'loader',
            'set_up', 'share_batch_norm', 'freeze_batch_norm', 'AlignerTraining', 'make_optimizer', 'EpochLog',
            'picture_strip', 'Pictures', 'Export', 'check_start', 'choose_strategy', 'quiet', 'StepSeeds',
-           'StepCheckpoint', 'WholeCheckpoints', 'threads', 'bare_trainer', 'make_trainer', 'begin_run', 'fit_aligner']
+           'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes', 'read_checkpoint', 'threads', 'bare_trainer',
+           'make_trainer', 'begin_run', 'fit_aligner']
 
-# %% ../nbs/09_training.ipynb #6de05527
+# %% ../nbs/09_training.ipynb #c883d5ef
 import contextlib
 import io
 import logging
+import pickle
 import shutil
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -42,8 +45,8 @@ from .losses import (agreement_loss, anchor_loss, canonical_chest, canonical_fea
                             correlation_loss, crop_pose, equivariance_loss, feature_loss, frame_distance,
                             lung_map_loss, shared_means, squared_loss, weighted_sum)
 from .metrics import fit_axes
-from .networks import (AlignerNetwork, FeatureNetwork, Look, centring, examine, locate, read_network,
-                              save_network)
+from .networks import (AlignerNetwork, CheckpointError, FeatureNetwork, Look, centring, examine, locate,
+                              read_network, save_network)
 from .phantom import Phantom
 from .stn import compose, flip_frame, matrix_to_theta, pixel_to_normalised, pose_to_theta, warp
 
@@ -808,6 +811,35 @@ class WholeCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         atomic_write(path, buffer.getvalue())
 
+# %% ../nbs/09_training.ipynb #b51e38a0
+def tensor_shapes(
+    state: dict, # name: tensor
+) -> dict: # name: shape, without those of the frozen network
+    "What two networks must have in common if one is to take the other's weights."
+    return {name: tuple(value.shape) for name, value in state.items() if not name.startswith("features.")}
+
+
+def read_checkpoint(
+    path: Path, # of a run of this module
+    module: pl.LightningModule, # that is to take its weights
+) -> dict: # as Lightning wrote it
+    "A checkpoint of a run; CheckpointError names one that is damaged, holds more than data or is of another network."
+    cure = f"remove the folder {Path(path).parent}, and the run begins anew"
+    try:
+        with zipfile.ZipFile(path) as parts: damaged = parts.testzip()
+        if damaged: raise ValueError(f"the checksum of {damaged} is wrong")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, LookupError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise CheckpointError(f"checkpoint {path} cannot be read ({reason}); {cure}") from None
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict): raise CheckpointError(f"checkpoint {path} is not that of a training; {cure}")
+    here, there = tensor_shapes(module.state_dict()), tensor_shapes(state)
+    if odd := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
+        raise CheckpointError(f"checkpoint {path} is of another network: {odd[0]} has the shape "
+                              f"{there.get(odd[0])} there and {here.get(odd[0])} here; {cure}")
+    return checkpoint
+
 # %% ../nbs/09_training.ipynb #226bd844
 @contextlib.contextmanager
 def threads(params: TrainParams):
@@ -850,7 +882,7 @@ def make_trainer(
     export = Export(folder / "aligner.safetensors", **facts)
     return bare_trainer(params, folder, [EpochLog(folder / "log.csv"), Pictures(), export])
 
-# %% ../nbs/09_training.ipynb #8bba73d1
+# %% ../nbs/09_training.ipynb #156473db
 def begin_run(
     run: Run,
     params: TrainParams,
@@ -880,7 +912,7 @@ def fit_aligner(
             if state == "finished": return run.path
             facts = dict(data=data.prepared.films.name, films=len(data.train_rows), seed=params.seed,
                          valid_fraction=params.valid_fraction)
-            trainer = make_trainer(params, run.path, **facts)
-            trainer.fit(AlignerTraining(params.model_dump()), datamodule=data,
-                        ckpt_path=last if state == "go on" else None, weights_only=True)
+            trainer, module = make_trainer(params, run.path, **facts), AlignerTraining(params.model_dump())
+            if state == "go on": read_checkpoint(last, module)  # an error that names it, if need be
+            trainer.fit(module, datamodule=data, ckpt_path=last if state == "go on" else None, weights_only=True)
         return run.path

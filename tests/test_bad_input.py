@@ -9,9 +9,11 @@ import json
 import math
 import os
 import pickle
+import shutil
 import struct
 import zlib
 from functools import partial
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -27,7 +29,7 @@ from safetensors.torch import save
 from cxr_stn.aligning import AlignParams, align_films, read_records
 from cxr_stn.arms import MnistFilms
 from cxr_stn.chestxray14 import MetadataError
-from cxr_stn.classification import ClassifyParams, RepeatParams
+from cxr_stn.classification import ClassifyParams, RepeatParams, fit_classifier
 from cxr_stn.comparison import CompareParams, PredictionError, read_predictions
 from cxr_stn.core import ParameterError, atomic_write
 from cxr_stn.evaluation import EvaluateParams
@@ -35,7 +37,7 @@ from cxr_stn.films import cache_folder, load_films, load_folder, load_masked, op
 from cxr_stn.images import ImageError, read_image, write_png
 from cxr_stn.inference import Aligner
 from cxr_stn.networks import FORMAT, AlignerNetwork, CheckpointError, load_network
-from cxr_stn.training import TrainParams
+from cxr_stn.training import StepSeeds, TrainParams, fit_aligner
 
 FILM = draw(0, (120, 90))
 
@@ -441,6 +443,75 @@ def test_weights_of_another_network(tmp_path):
     with pytest.raises(ValueError, match="resnet18.pth.*do not fit.*resnet34"): load_network("resnet34", str(tmp_path/"resnet18.pth"))
 
 
+ALIGNER = dict(n_films=30, n_phantoms=24, input_size=64, output_height=60, output_width=48, batch_size=8, epochs=2,
+               backbone_weights="none", loss_network_weights="none", accelerator="cpu")
+CLASSIFIER = dict(n_films=60, output_size=32, batch_size=16, epochs=2, phantom_prevalence=6.0, classifier_weights="none",
+                  accelerator="cpu")
+FITS = {"aligner": (fit_aligner, TrainParams, ALIGNER, "aligner.safetensors"),
+        "classifier": (fit_classifier, ClassifyParams, CLASSIFIER, "predictions.parquet")}
+STORED = { # what happens to a checkpoint of a run that broke off, and what the error says
+    "empty": (lambda file, trap: file.write_bytes(b""), "cannot be read"),
+    "text": (lambda file, trap: file.write_text("hello, this is no checkpoint"), "cannot be read"),
+    "half": (lambda file, trap: os.truncate(file, file.stat().st_size // 2), "cannot be read"),
+    "a flipped bit": (lambda file, trap: flip(file, file.stat().st_size // 2), "checksum"),
+    "pickle": (lambda file, trap: file.write_bytes(pickle.dumps(Payload(trap), protocol=2)), "cannot be read"),
+    "code beside the weights": (lambda file, trap: torch.save(torch.load(file) | dict(hyper=Payload(trap)), file), "cannot be read"),
+    "a list": (lambda file, trap: torch.save([1], file), "not that of a training"),
+    "another program": (lambda file, trap: torch.save(dict(state_dict=resnet()), file), "of another network"),
+    "another backbone": (lambda file, trap: other_shapes(file), "of another network"),
+}
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def other_shapes(file):
+    "The same names, as another width of the same architecture has them"
+    kept = torch.load(file, weights_only=True)
+    kept["state_dict"] = {k: torch.cat([v, v]) if v.ndim else v for k, v in kept["state_dict"].items()}
+    torch.save(kept, file)
+
+
+@pytest.fixture(scope="module", params=FITS)
+def broken_off(request, tmp_path_factory):
+    "A run that ended unbroken, one of the same parameters that broke off in its last epoch, and how to go on with it"
+    fit, kind, given, result = FITS[request.param]
+    place = tmp_path_factory.mktemp(request.param)
+    def go_on(name): return fit(kind(**given, out_dir=str(place/name), cache_dir=str(place/"cache")))
+    go_on("whole")
+    class PowerCut(Exception): pass
+    def cut(self, trainer, module):
+        if trainer.current_epoch == 1: raise PowerCut
+    with mock.patch.object(StepSeeds, "on_validation_start", cut, create=True), pytest.raises(PowerCut): go_on("broken")
+    return place, go_on, result
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_spoilt_checkpoint_is_not_gone_on_from(broken_off, tmp_path, name):
+    place, go_on, result = broken_off
+    (spoil, said), last, trap = STORED[name], place/"broken"/"checkpoints"/"last.ckpt", tmp_path/"executed"
+    content = last.read_bytes()
+    try:
+        spoil(last, trap)
+        trap.unlink(missing_ok=True)  # what making it may have executed
+        with pytest.raises(CheckpointError) as caught: go_on("broken")
+    finally: last.write_bytes(content)
+    assert f"checkpoint {last}" in str(caught.value) and said in str(caught.value)
+    assert f"remove the folder {last.parent}, and the run begins anew" in str(caught.value)
+    assert not trap.exists() and not (place/"broken"/result).exists()
+
+
+def test_without_its_checkpoints_a_run_begins_anew(broken_off):
+    "As the error says; and it ends like the run that nothing happened to"
+    place, go_on, result = broken_off
+    shutil.rmtree(place/"broken"/"checkpoints")
+    go_on("broken")
+    for name in ("log.csv", result): assert (place/"broken"/name).read_bytes() == (place/"whole"/name).read_bytes(), name
+
+
 RUBBISH = ["", "{", "null", "[]", "{}", "7", '"text"', '{"failed": 1}', "\x00\x01"]
 
 
@@ -513,6 +584,8 @@ PARAMETERS = [
     (AlignParams, dict(output_height=8), "parameter 'output_height'"),
     (ClassifyParams, dict(images="oracle", data="nih"), "images = 'oracle' needs data = 'phantom'"),
     (ClassifyParams, dict(crop_area=2), "parameter 'crop_area'"),
+    (AlignParams, dict(devices=2), "unknown parameter 'devices'"),  # training alone is spread over several
+    (EvaluateParams, dict(devices=2), "unknown parameter 'devices'"),
     (EvaluateParams, dict(n_films="all"), "parameter 'n_films': 'all' is not a whole number"),
     (CompareParams, dict(level=95), "parameter 'level'"),
     (RepeatParams, dict(arms="standrad"), "'standrad' is not one of"),

@@ -68,13 +68,13 @@ TRAINING = BEGIN + """
 from cxr_stn.training import TrainParams, fit_aligner
 """ + READY + """
 fit_aligner(TrainParams(n_films=60, n_phantoms=40, input_size=64, output_height=60, output_width=48, batch_size=8, epochs=4,
-                        accelerator="cpu", out_dir=str(out), cache_dir=str(place/"cache"), seed=int((sys.argv + [0])[4])))
+                        accelerator="cpu", out_dir=str(out), cache_dir=str(place/"cache"), weight_decay=int((sys.argv + [0])[4]) / 100))
 """
 CLASSIFYING = BEGIN + """
 from cxr_stn.classification import ClassifyParams, fit_classifier
 """ + READY + """
 fit_classifier(ClassifyParams(n_films=90, output_size=32, batch_size=16, epochs=4, phantom_prevalence=6.0, classifier_weights="none",
-                              accelerator="cpu", out_dir=str(out), cache_dir=str(place/"cache")))
+                              accelerator="cpu", out_dir=str(out), cache_dir=str(place/"cache"), weight_decay=int((sys.argv + [0])[4]) / 100))
 """
 
 
@@ -222,10 +222,11 @@ import ctypes, os, sys
 ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # the superuser loses CAP_DAC_OVERRIDE: permissions bind it, too
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
-NAMES = {"alignment": ALIGNMENT, "cache": CACHE, "predictions": PREDICTIONS, "training": TRAINING}
-LONG = {"alignment", "training"} # they take seconds to start
+NAMES = {"alignment": ALIGNMENT, "cache": CACHE, "predictions": PREDICTIONS, "training": TRAINING,
+         "classifying": CLASSIFYING}
+LONG = {"alignment", "training", "classifying"} # they take seconds to start
 BY_NAME = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in NAMES]
-NEWER = {"training": ["1"]} # another seed, so that the earlier run does not count as finished
+NEWER = {"training": ["1"], "classifying": ["1"]} # another weight decay: the earlier run does not count, its films do
 
 
 def earlier(name, place, tmp_path):
@@ -257,7 +258,7 @@ def test_full_disk_at_the_start(place, tmp_path, name):
     run(NAMES[name], more, out, 0, *NEWER.get(name, []))
     run(NAMES[name], more, tmp_path/"whole", 0, *NEWER.get(name, []))
     for file, content in files(tmp_path/"whole").items():
-        assert name == "training" and file.endswith(".ckpt") or files(out)[file] == content, file
+        assert name in NEWER and file.endswith(".ckpt") or files(out)[file] == content, file
 
 
 @linux
@@ -305,14 +306,15 @@ def test_disk_that_fills_up_on_the_way(place, tmp_path, name, size):
 # --- two runs in one folder --------------------------------------------------------------------------------------------------
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alignment", "training"])
+@pytest.mark.parametrize("name", ["alignment", "training", "classifying"])
 def test_the_second_run_in_a_folder_is_refused(place, tmp_path, name):
     out, atomic = tmp_path/"out", .05
     first = python(NAMES[name], place, out, atomic)
     while first.poll() is None and not (out/"provenance.json").exists(): time.sleep(.005)
+    first.send_signal(signal.SIGSTOP)  # or it might have ended before the second has started
     second = python(NAMES[name], place, out, 0)
-    errors = second.communicate(timeout=120)[1]
-    assert first.poll() is None, "the first run was too quick for this test"
+    try: errors = second.communicate(timeout=120)[1]
+    finally: first.send_signal(signal.SIGCONT)
     assert second.returncode == 1 and f"another run is writing to {out} (process {first.pid} " in errors, errors
     assert "wait for it, or choose another out_dir" in errors
     said, errors = first.communicate(timeout=600)
