@@ -41,7 +41,7 @@ help:
 	@echo 'make reference  train the method it is compared with on the same films           (an hour)'
 	@echo 'make results-sample  judge them on real films in CXR_STN_DATA, into results/     (10 minutes)'
 	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (3 hours; -j2: half)'
-	@echo 'make test-slow  the tests that take long: interruptions, several processes       (minutes)'
+	@echo 'make test-slow  the tests that take long: interruptions, several processes       (40 minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
 	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
 	@echo 'make export     cxr_stn/*.py from the notebooks, and the notebooks cleaned        (10 seconds)'
