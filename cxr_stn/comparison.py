@@ -706,7 +706,7 @@ def save_figure(
                            metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return paths
 
-# %% ../nbs/16_comparison.ipynb #9bf7838b
+# %% ../nbs/16_comparison.ipynb #8e05836f
 class ExperimentsParams(Params):
     "Which comparisons are set side by side."
     folder: str = Field("results/experiments", description="of comparisons, one folder each, with classes.csv")
@@ -715,15 +715,16 @@ class ExperimentsParams(Params):
 
 def primary_endpoints(
     folder, # with one folder an experiment, each with classes.csv
-    names,  # of comparisons, in the order of the table
+    names,  # of comparisons, in the order of the table; name-arm: another comparison of `name`, with that reference
 ) -> pd.DataFrame: # experiment, and the columns of `class_table`
     "The macro means of several comparisons, no two arms twice; FileNotFoundError names one that is not there."
     tables = {name: pd.read_csv(Path(folder) / name / "classes.csv") for name in names}
     rows = [table[table["finding"] == "macro mean"].assign(experiment=name) for name, table in tables.items()]
     table = pd.concat(rows, ignore_index=True).drop(columns=["finding", "p_holm"])
-    pairs = [(name.removesuffix(f"-{a}"), *sorted((a, b)))  # x-lung_crop is x with another reference
-             for name, a, b in zip(table["experiment"], table["reference"], table["arm"])]
-    return table.loc[~pd.Series(pairs).duplicated(), ["experiment", *table.columns.drop("experiment")]].reset_index(drop=True)
+    names, arms = zip(table["experiment"], table["reference"]), zip(table["reference"], table["arm"])
+    table["experiment"] = [name.removesuffix(f"-{reference}") for name, reference in names]
+    again = pd.Series([(name, *sorted(pair)) for name, pair in zip(table["experiment"], arms)]).duplicated()
+    return table.loc[~again, ["experiment", *table.columns.drop("experiment")]].reset_index(drop=True)
 
 
 def printed_endpoints(
