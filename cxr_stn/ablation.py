@@ -87,7 +87,7 @@ def planned_runs(
             runs.append(run._replace(train=train, evaluate=evaluate))
     return runs
 
-# %% ../nbs/19_ablation.ipynb #f20bf945
+# %% ../nbs/19_ablation.ipynb #54eeef0e
 def is_trained(run: PlannedRun) -> bool:
     "Whether a run's aligner is there and was trained with these parameters."
     folder = output_path(run.train.out_dir)
@@ -102,7 +102,7 @@ def is_judged(run: PlannedRun) -> bool:
     if not executed.exists(): return False
     return executed.stat().st_mtime >= max(p.stat().st_mtime for p in (network, folder / "params.yaml"))
 
-
+# %% ../nbs/19_ablation.ipynb #97721427
 def ablate(
     params: AblateParams,
 ) -> pd.DataFrame: # variant, seed, training and evaluation: state as `core.execute_run` has it, or waits
@@ -115,7 +115,7 @@ def ablate(
         states.append(dict(variant=run.variant, seed=run.seed, training=training, evaluation=judged))
     return pd.DataFrame(states)
 
-# %% ../nbs/19_ablation.ipynb #903678bb
+# %% ../nbs/19_ablation.ipynb #f09892bb
 def what_changes(
     run: PlannedRun,
     base: PlannedRun, # of the same seed
@@ -138,7 +138,7 @@ def _row(run: PlannedRun, changes: str) -> dict:
                 steps=facts["epochs"] * (facts["films"] // run.train.batch_size),
                 weights=sum(p.numel() for p in network.parameters()))
 
-
+# %% ../nbs/19_ablation.ipynb #1048741d
 def ablation_table(
     params: AblateParams,
 ) -> pd.DataFrame: # one row a finished run, ordered by variant and seed

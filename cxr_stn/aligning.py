@@ -221,7 +221,7 @@ def make_record(
     sizes = dict(zip(("height", "width", "output_height", "output_width"), (*film.shape, *aligned.shape)))
     return {"image": image, "file": file, "status": "aligned", **aligned.pose._asdict(), **signs, **matrix, **sizes}
 
-# %% ../nbs/13_aligning.ipynb #24cdcdfe
+# %% ../nbs/13_aligning.ipynb #613d0812
 def finish_film(
     films: Films, aligner: Aligner, out_dir: Path, shape: tuple[int, int],
     i: int, file: str, # row, and the name of the aligned image
@@ -238,7 +238,7 @@ def finish_film(
     write_png(path, aligned.image)
     return make_record(name, file, film, aligned) | {"source": facts, "bytes": path.stat().st_size}
 
-
+# %% ../nbs/13_aligning.ipynb #c2a0b97e
 def align_batch(
     films: Films, aligner: Aligner, out_dir: Path, shape: tuple[int, int],
     rows: list[int], files: list[str], # which films go through the network together; names of all aligned images
@@ -329,7 +329,7 @@ def write_results(
     atomic_write(run.path / "aligner.json", json.dumps(facts, indent=1) + "\n")
     return ["transforms.csv", "failures.csv", "aligner.json", *copy_labels(films, table, run.path, source)]
 
-# %% ../nbs/13_aligning.ipynb #b6f755c6
+# %% ../nbs/13_aligning.ipynb #84c42482
 def show_pairs(
     films: Films,
     table: pd.DataFrame, # as `align_films` gives it
@@ -351,7 +351,7 @@ def show_pairs(
     fig.tight_layout()
     return fig
 
-
+# %% ../nbs/13_aligning.ipynb #9e7757ed
 def frame_outline(
     row, # of the table of transforms
 ) -> np.ndarray: # (5, 2) x, y on the original: top left, top right, bottom right, bottom left, top left
@@ -361,7 +361,7 @@ def frame_outline(
     matrix = np.array([float(row[name]) for name in ENTRIES]).reshape(2, 3)
     return corners @ matrix[:, :2].T + matrix[:, 2]
 
-# %% ../nbs/13_aligning.ipynb #1a59199c
+# %% ../nbs/13_aligning.ipynb #c04d0c82
 def mean_images(
     films: Films,
     table: pd.DataFrame, # as `align_films` gives it
@@ -379,7 +379,7 @@ def mean_images(
         after = after + to_unit(read_image(out_dir / table["file"].iat[i]))
     return before / len(rows), after / len(rows)
 
-
+# %% ../nbs/13_aligning.ipynb #e5258b99
 def show_means(
     before: np.ndarray, after: np.ndarray, # (h, w) as `mean_images` gives them
     what: str = "aligned", # under the second picture

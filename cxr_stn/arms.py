@@ -337,7 +337,7 @@ def true_places(
     "Where the input must lie for the lungs to fill the same box on every film."
     return phantom_truth(films.phantom, films.table["number"], lung_box)[0]
 
-# %% ../nbs/17_arms.ipynb #20602019
+# %% ../nbs/17_arms.ipynb #bd232104
 def part_of_frame(
     frame, # left, top, right, bottom as shares of the canonical frame
 ) -> Tensor: # (1, 2, 3) normalised, input -> canonical frame
@@ -345,7 +345,7 @@ def part_of_frame(
     left, top, right, bottom = frame
     return torch.tensor([[[right - left, 0.0, left + right - 1], [0.0, bottom - top, top + bottom - 1]]])
 
-
+# %% ../nbs/17_arms.ipynb #6ee20b33
 def place_films(
     params: ArmParams,
     prepared: Prepared,

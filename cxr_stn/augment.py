@@ -184,7 +184,7 @@ def vary_greys(
     inverted = draws[:, 23] < s.invert_p
     return torch.where(inverted[:, None, None, None], 1 - images, images).clamp(0, 1), inverted
 
-# %% ../nbs/06_augment.ipynb #c61898ba
+# %% ../nbs/06_augment.ipynb #72c5db94
 def erase(
     images: Tensor, # (B, 1, S, S)
     draws: Tensor, # (B, 64) in [0, 1)
@@ -197,7 +197,7 @@ def erase(
     inside = inside & ((along[:, None] - number[27]).abs() < 0.03 + 0.13 * number[29])
     return torch.where(inside & (number[24] < settings.erase_p), number[25], images)
 
-
+# %% ../nbs/06_augment.ipynb #07a88066
 class BatchViews(nn.Module):
     "Makes random views of a batch of square films on the device they are on."
     def __init__(

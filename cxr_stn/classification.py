@@ -153,7 +153,7 @@ class ClassifierTraining(pl.LightningModule):
         if self.stn is not None: self.stn.eval()
         return freeze_batch_norm(self) if self.params.batch_norm == "frozen" else self
 
-# %% ../nbs/18_classification.ipynb #15de8151
+# %% ../nbs/18_classification.ipynb #11e3e197
 @patch
 def locate(self: ClassifierTraining, films: Tensor, places: Tensor) -> Tensor: # (B, 2, 3)
     "Where the input lies: as the arm says, or as the transformer says."
@@ -176,7 +176,7 @@ def forward(self: ClassifierTraining, batch: dict) -> Tensor: # (B, 14) logits
     "What the classifier says about a batch."
     return self.classifier(self.look(batch))
 
-
+# %% ../nbs/18_classification.ipynb #3258eb5c
 @patch
 def training_step(self: ClassifierTraining, batch: dict, index: int) -> dict: # loss: scalar
     "The loss of a batch, averaged over films and findings."
@@ -279,7 +279,7 @@ def classifier_trainer(
     stop = [Patience("score", patience=params.patience, mode="max")] if params.patience else []
     return bare_trainer(params, folder, [log, *stop, best])
 
-# %% ../nbs/18_classification.ipynb #eb56fdb6
+# %% ../nbs/18_classification.ipynb #8b7bc2bc
 @torch.no_grad()
 def predict(
     module: ClassifierTraining,
@@ -299,7 +299,7 @@ def predict(
     probs, places = (torch.cat(part) for part in zip(*made))
     return probs.numpy(), places
 
-
+# %% ../nbs/18_classification.ipynb #0f5d7d38
 def prediction_table(
     table: pd.DataFrame, # films as they stand in `Films.table`, N rows
     probs: np.ndarray, # (N, 14) in the order of FINDINGS
@@ -378,7 +378,7 @@ def finish_run(
     table = prediction_table(films.table, np.concatenate(probs))
     return write_predictions(run.path / "predictions.parquet", table, about)
 
-# %% ../nbs/18_classification.ipynb #ebe4b8e3
+# %% ../nbs/18_classification.ipynb #6e851561
 def say_estimable(labels: np.ndarray): # (n, 14) of the validation films
     "Print for how many findings the validation set can tell an AUROC."
     count = int((labels.min(0) < labels.max(0)).sum())
@@ -386,7 +386,7 @@ def say_estimable(labels: np.ndarray): # (n, 14) of the validation films
     print(f"{len(labels)} validation films; AUROC can be estimated for {count} of {labels.shape[1]} findings; "
           f"the checkpoint is chosen by {chosen}")
 
-
+# %% ../nbs/18_classification.ipynb #432f9395
 def fit_classifier(
     params: ClassifyParams,
 ) -> Path: # the run's folder

@@ -112,7 +112,7 @@ def check_predictions(
     _refuse(splits > 1, checked, where, "patient", "has films in two splits")
     return checked[[*FILM_COLUMNS, *(c for c in checked if c not in FILM_COLUMNS)]]
 
-# %% ../nbs/16_comparison.ipynb #62750fc1
+# %% ../nbs/16_comparison.ipynb #e4987ea3
 def check_facts(
     facts: dict, # about the run
     where: str,  # for the message
@@ -128,6 +128,7 @@ def check_facts(
             raise PredictionError(f"{where}: {name} {facts[name]!r} is not a name")
     return {**facts, "seed": int(seed)}
 
+# %% ../nbs/16_comparison.ipynb #76bc19a2
 def write_predictions(
     path,                # the file to be, predictions.parquet; its folder is made if need be
     table: pd.DataFrame, # one row a film: FILM_COLUMNS, then label_F and prob_F of each finding F
@@ -144,6 +145,7 @@ def write_predictions(
     with writing(path), atomic_path(path) as part: pq.write_table(made, part)
     return Path(path)
 
+# %% ../nbs/16_comparison.ipynb #2fae45b9
 def read_predictions(
     path, # predictions.parquet
 ) -> tuple[pd.DataFrame, dict]: # the table as `check_predictions` makes it, and the facts
@@ -158,7 +160,7 @@ def read_predictions(
     except ValueError: raise PredictionError(f"{path}: its facts 'cxr_stn' are not JSON") from None
     return check_predictions(stored.to_pandas(), str(path)), check_facts(facts, str(path))
 
-# %% ../nbs/16_comparison.ipynb #05d4c667
+# %% ../nbs/16_comparison.ipynb #1bfda9d5
 DEMO = "runs/classify/demo" # where repeat.ipynb leaves its runs if it is not told otherwise
 
 
@@ -177,6 +179,7 @@ class CompareParams(Params):
     bootstrap: int = Field(500, ge=0, description="repetitions of the cross-check; 0: none")
     seed: int = Field(0, ge=0, description="of the bootstrap and of simulated arms")
 
+# %% ../nbs/16_comparison.ipynb #16114ae8
 def arm_patterns(
     arms, # mapping, or list of "arm=pattern"
 ) -> dict: # arm -> pattern
@@ -204,7 +207,7 @@ def find_runs(
         if found := [p for p in found if p.is_file()]: return found
     raise FileNotFoundError(f"{pattern}: no {FILE} there; looked in {' and '.join(dict.fromkeys(map(str, roots)))}")
 
-# %% ../nbs/16_comparison.ipynb #9317d119
+# %% ../nbs/16_comparison.ipynb #7208c666
 @dataclass(frozen=True)
 class Study:
     "Predictions of several arms for the same films."
@@ -242,6 +245,7 @@ class Study:
         "A title, which says so if the predictions are made up."
         return f"{text} (simulated)" if self.simulated else text
 
+# %% ../nbs/16_comparison.ipynb #f4264356
 SIMULATED = "simulated"
 
 # %% ../nbs/16_comparison.ipynb #b965dfe3
@@ -266,7 +270,7 @@ def _same(first, table, name, path):
             raise PredictionError(f"{path}, column {column!r}, row {row} ({table['image'].iloc[at]}): "
                                   f"{b[at]!r}, but {a[at]!r} in {name}")
 
-# %% ../nbs/16_comparison.ipynb #a2016891
+# %% ../nbs/16_comparison.ipynb #6251d71b
 def _by_seed(runs: list) -> dict: # arm -> seed -> (table, path)
     "Runs sorted by arm and seed; PredictionError if an arm has a seed twice."
     arms = {}
@@ -278,6 +282,7 @@ def _by_seed(runs: list) -> dict: # arm -> seed -> (table, path)
         seeds[facts["seed"]] = table, path
     return arms
 
+# %% ../nbs/16_comparison.ipynb #f10c3098
 def make_study(
     runs: list,                     # (arm, path, table, facts) of each run, as read
     reference: Optional[str] = None, # arm; None: "standard", else the first
@@ -307,7 +312,7 @@ def make_study(
     return Study(first[list(FILM_COLUMNS)].reset_index(drop=True), labels(first), scores,
                  labels(tables["valid"][reference][0][0]), valid, findings, seeds, said.pop())
 
-# %% ../nbs/16_comparison.ipynb #38ef809d
+# %% ../nbs/16_comparison.ipynb #dc6bff56
 def simulate_runs(
     n_films: int = 5000,
     seeds: int = 2,
@@ -331,6 +336,7 @@ def simulate_runs(
             runs.append((name, f"simulated {name}, seed {number}", check_predictions(table, name), facts))
     return runs
 
+# %% ../nbs/16_comparison.ipynb #25c3d0d5
 def named_runs(
     params: CompareParams,
 ) -> list[tuple]: # (arm, None if the file says it; file); none if the default experiment is not there
@@ -362,7 +368,7 @@ def area_table(
     table = pd.DataFrame(facts, columns=["images", "area"]).rename(columns={"images": "arm"})
     return table.groupby("arm", as_index=False)["area"].mean().round(4)
 
-# %% ../nbs/16_comparison.ipynb #8addfd57
+# %% ../nbs/16_comparison.ipynb #0d1fa149
 def _against_reference(
     study: Study,
     compare, # scores of the reference and of another arm -> its table
@@ -384,6 +390,7 @@ def class_table(
     return _against_reference(study, lambda a, b: compare_arms(
         a, b, study.labels, study.films["patient"], study.findings, level))
 
+# %% ../nbs/16_comparison.ipynb #0dc14252
 def subgroup_table(
     study: Study,
     level: float = .95, # of confidence
@@ -416,7 +423,7 @@ def bootstrap_table(
                              se_bootstrap=spread, low=low, high=high))
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_comparison.ipynb #f3a44850
+# %% ../nbs/16_comparison.ipynb #f8ba63b7
 def measure_table(
     study: Study,
 ) -> pd.DataFrame: # arm, seed, finding, auroc, auprc, brier, ece of each single network
@@ -432,6 +439,7 @@ def measure_table(
             rows += [dict(arm=arm, seed=seed, finding="macro mean", **values), *mine]
     return pd.DataFrame(rows)
 
+# %% ../nbs/16_comparison.ipynb #181881f0
 def threshold_table(
     study: Study,
     specificity: float = .9, # of the second rule
@@ -447,6 +455,7 @@ def threshold_table(
                 rows.append(dict(arm=arm, finding=finding, rule=rule, threshold=np.mean(cuts), **point))
     return pd.DataFrame(rows)
 
+# %% ../nbs/16_comparison.ipynb #e153c215
 def reliability_table(
     study: Study,
     bins: int = 10, # with about equally many films
@@ -481,7 +490,7 @@ def p_text(p: float) -> str:
     "A p value as it is printed: three digits, and never 0."
     return "n.e." if np.isnan(p) else "<0.001" if p < .001 else f"{p:.3f}"
 
-# %% ../nbs/16_comparison.ipynb #1560df9a
+# %% ../nbs/16_comparison.ipynb #41e17045
 def printed_classes(
     table: pd.DataFrame, # as made by `class_table`
     arm: str,            # which arm
@@ -499,6 +508,7 @@ def printed_classes(
             for r, s in zip(mine.itertuples(), star)]
     return pd.DataFrame(rows)
 
+# %% ../nbs/16_comparison.ipynb #84c6ef9f
 def printed_subgroups(
     table: pd.DataFrame, # as made by `subgroup_table`
     arm: str,            # which arm
@@ -512,9 +522,11 @@ def printed_subgroups(
              "difference": ranged(r.difference, r.low, r.high, 4, True)} for r in mine.itertuples()]
     return pd.DataFrame(rows)
 
+
 def markdown(printed: pd.DataFrame) -> str:
     "A printed table in Markdown."
     return tabulate(printed, headers="keys", tablefmt="github", showindex=False, disable_numparse=True) + "\n"
+
 
 def latex(printed: pd.DataFrame) -> str:
     "A printed table in LaTeX, for the package booktabs."
@@ -554,7 +566,7 @@ def _findings_sentence(rows: pd.DataFrame, level: float) -> str:
     parts = [f"{word} for {_named(list(names))}" for word, names in (("better", better), ("worse", worse)) if len(names)]
     return f"After Holm's adjustment, {len(left)} of {n} findings differ significantly: {' and '.join(parts)}."
 
-# %% ../nbs/16_comparison.ipynb #716d1fb3
+# %% ../nbs/16_comparison.ipynb #b767c966
 SAID = {"improved": "{arm} improved on {reference}", "worse": "{arm} is worse than {reference}",
         "cannot tell": "Cannot tell whether {arm} differs from {reference}"}
 
@@ -565,6 +577,7 @@ def _luck_sentence(macro, seeds: int) -> str:
     return (f"{seeds} trainings in each arm, paired by seed: the standard error from patients is "
             f"{macro['se_patients']:.4f}, that from seeds {macro['se_seeds']:.4f}.")
 
+# %% ../nbs/16_comparison.ipynb #f3449f44
 def verdict(
     table: pd.DataFrame,     # as made by `class_table`
     arm: str,                # which arm
@@ -589,6 +602,7 @@ def verdict(
             f"difference of {detectable_difference(se, macro['df'], level):.4f} would have been found in 80% of "
             f"such studies. {_luck_sentence(macro, seeds)}")
 
+# %% ../nbs/16_comparison.ipynb #2f77e7a6
 def _equals(p: float) -> str: return p_text(p).replace("<", "< ") if p < .001 else f"= {p_text(p)}"
 
 # %% ../nbs/16_comparison.ipynb #2fdf1245
@@ -625,7 +639,7 @@ def forest(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/16_comparison.ipynb #f4767853
+# %% ../nbs/16_comparison.ipynb #70f11a4a
 def _grid(study: Study, title: str, xlabel: str, ylabel: str):
     "Small multiples, one a finding; the legend takes a free place or goes above."
     columns = 4
@@ -643,19 +657,22 @@ def _grid(study: Study, title: str, xlabel: str, ylabel: str):
     fig.supxlabel(xlabel, fontsize=8); fig.supylabel(ylabel, fontsize=8)
     return fig, list(axes.flat[:len(study.findings)])
 
+
 def _mean_curve(scores, labels, curve):
     "A curve on a common grid, the mean over networks; None without both labels."
     known, grid = ~np.isnan(labels), np.linspace(0, 1, 201)
     if np.unique(labels[known]).size < 2: return None
     return grid, np.mean([np.interp(grid, *curve(labels[known], s[known])) for s in scores], 0)
 
+# %% ../nbs/16_comparison.ipynb #4c4b420a
 def _roc(y, s): return roc_curve(y, s)[:2]
+
 
 def _recall_precision(y, s):
     precision, recall, _ = precision_recall_curve(y, s)
     return recall[::-1], precision[::-1]
 
-# %% ../nbs/16_comparison.ipynb #7f827bc6
+# %% ../nbs/16_comparison.ipynb #cdfb065a
 def curves_figure(
     study: Study,
     kind: str = "roc", # or "pr"
@@ -675,6 +692,7 @@ def curves_figure(
             if line is not None: ax.plot(*line, lw=1.2, **STYLES[k % len(STYLES)])
     return fig
 
+# %% ../nbs/16_comparison.ipynb #0630adbc
 def reliability_figure(
     study: Study,
     table: pd.DataFrame, # as made by `reliability_table`
@@ -706,7 +724,7 @@ def save_figure(
                            metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return paths
 
-# %% ../nbs/16_comparison.ipynb #8e05836f
+# %% ../nbs/16_comparison.ipynb #5c923b4d
 class ExperimentsParams(Params):
     "Which comparisons are set side by side."
     folder: str = Field("results/experiments", description="of comparisons, one folder each, with classes.csv")
@@ -726,7 +744,7 @@ def primary_endpoints(
     again = pd.Series([(name, *sorted(pair)) for name, pair in zip(table["experiment"], arms)]).duplicated()
     return table.loc[~again, ["experiment", *table.columns.drop("experiment")]].reset_index(drop=True)
 
-
+# %% ../nbs/16_comparison.ipynb #7b15a1a9
 def printed_endpoints(
     table: pd.DataFrame, # as made by `primary_endpoints`
 ) -> pd.DataFrame: # text
@@ -737,7 +755,7 @@ def printed_endpoints(
              "verdict": outcome(r._asdict())} for r in table.itertuples()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/16_comparison.ipynb #9c954cf4
+# %% ../nbs/16_comparison.ipynb #b41e7bbf
 def endpoints_figure(
     table: pd.DataFrame, # as made by `primary_endpoints`
 ):
@@ -755,7 +773,7 @@ def endpoints_figure(
     ax.tick_params(axis="x", labelsize=8)
     return fig
 
-
+# %% ../nbs/16_comparison.ipynb #79999825
 def dose_figure(
     panels: dict, # label of the horizontal axis: table as of `primary_endpoints`, and a column dose
 ):

@@ -364,11 +364,12 @@ def _unlock(lock: Path, pid: int):
     "Remove a lock, in the process that made it and not in a fork of it"
     if os.getpid() == pid: lock.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #ade8f6aa
+# %% ../nbs/00_core.ipynb #0fae84df
 def _in_srun() -> bool:
     "Whether Slurm's srun started this process as one of several"
     env = os.environ
     return int(env.get("SLURM_NTASKS", 1)) > 1 and env.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
 
 def started_processes() -> typing.Optional[dict]: # {"devices": on this machine, "num_nodes": machines}
     "How many processes torchrun or Slurm has started for this run; None if neither has"
@@ -380,6 +381,7 @@ def started_processes() -> typing.Optional[dict]: # {"devices": on this machine,
     machines = int(env.get("SLURM_NNODES", 1))
     return dict(devices=int(env["SLURM_NTASKS"]) // machines, num_nodes=machines)
 
+
 def process_rank() -> int:
     "The number of this process among those of one run; 0: it is the first, or alone"
     env = os.environ
@@ -387,6 +389,7 @@ def process_rank() -> int:
     if _in_srun(): return int(env.get("SLURM_PROCID", 0))
     return int(env.get("LOCAL_RANK", 0)) or int(env.get("NODE_RANK", 0))
 
+# %% ../nbs/00_core.ipynb #67400536
 def _launch() -> dict: # JSON-ready
     "What the processes of one run have in common, and those of another run have not"
     env = os.environ
@@ -398,6 +401,7 @@ def _launch() -> dict: # JSON-ready
         return dict(by=f"torchrun {said}") | (starter(os.getppid()) if one_machine else {})
     if _in_srun(): return dict(by="srun " + facts("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"))
     return dict(by="first process") | starter(os.getppid() if process_rank() else os.getpid())
+
 
 def _same_launch(a: dict, b: dict) -> bool:
     "Whether two processes were started together"
@@ -429,7 +433,7 @@ def follow(
     "Wait until the first process has opened the run (and so has prepared the films); the first itself goes on"
     if process_rank(): _hear(output_path(out_dir), 1, hours)
 
-# %% ../nbs/00_core.ipynb #4be6b32c
+# %% ../nbs/00_core.ipynb #437d6d5f
 class Run:
     "A directory for what one run writes; `OSError` if another run has it open"
     def __init__(self,
@@ -466,10 +470,12 @@ class Run:
     def __exit__(self, *_): self.close()
     def __repr__(self): return f"Run in {self.path.name}"
 
+# %% ../nbs/00_core.ipynb #2369b825
 def _give_up(path: Path, pid: int, alone: bool):
     "Unlock a run's directory; what was said goes too, if nobody may still want to hear it"
     if os.getpid() == pid and alone: (path/_SAID).unlink(missing_ok=True)
     _unlock(path/".lock", pid)
+
 
 def _in_use(path: Path, owner: dict) -> str:
     "Why a directory is refused, and what to do"

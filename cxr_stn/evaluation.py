@@ -210,7 +210,7 @@ def box_table(
         table.append(dict(method=method.name, **spread))
     return pd.DataFrame(table)
 
-# %% ../nbs/14_evaluation.ipynb #65183815
+# %% ../nbs/14_evaluation.ipynb #5a18ec39
 def put_in_wrongly(
     film: np.ndarray, # (H, W)
     how: str, # untouched, turned 90, turned 180, turned 270, mirrored or inverted
@@ -225,7 +225,7 @@ def put_in_wrongly(
         h, w, matrix = w, h, matrix @ np.array([[0, -1, w - 1], [1, 0, 0], [0, 0, 1.0]])
     return np.rot90(film, k).copy(), matrix
 
-
+# %% ../nbs/14_evaluation.ipynb #95dea324
 WAYS = ("untouched", "turned 90", "turned 180", "turned 270", "mirrored", "inverted")
 
 

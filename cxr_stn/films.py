@@ -198,7 +198,7 @@ def load_folder(
     report = {"films": len(found), "patients": found["patient"].nunique(), **report}
     return Films(found, folder.resolve().name, report)
 
-# %% ../nbs/05_films.ipynb #edfe7c52
+# %% ../nbs/05_films.ipynb #3a33f5e4
 class MaskedFilms(Films):
     "Films with lung masks: `mask(i)` belongs to `read(i)`."
     kind = "masked"
@@ -210,7 +210,7 @@ class MaskedFilms(Films):
         if mask.shape != shape: raise ImageError(path, f"a mask of shape {mask.shape} for a film of {shape}")
         return mask
 
-
+# %% ../nbs/05_films.ipynb #adbe51ee
 def load_masked(
     folder: str | os.PathLike, # with images/, masks/ and perhaps index.csv
 ) -> MaskedFilms:
@@ -297,7 +297,7 @@ def cache_folder(
     key = digest([(films.pictures_hash(), size, FORMAT)])[:20]
     return Path(cache_dir) / f"{films.kind}_{size}_{key}"
 
-# %% ../nbs/05_films.ipynb #af720fd5
+# %% ../nbs/05_films.ipynb #fb2041be
 def try_film(
     films: Films,
     size: int, # side S of the square
@@ -312,9 +312,11 @@ _task = {} # of a worker process
 
 
 def _start_worker(task): _task["run"] = task
+
+
 def _run_task(i): return _task["run"](i)
 
-
+# %% ../nbs/05_films.ipynb #6471180d
 def worker_pool(
     films: Films,
     size: int,        # side S of the square
@@ -326,7 +328,7 @@ def worker_pool(
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     return ProcessPoolExecutor(workers, context, _start_worker, (task,)), _run_task
 
-# %% ../nbs/05_films.ipynb #ac486110
+# %% ../nbs/05_films.ipynb #a3ba3dcf
 def read_json(
     path: Path,
     needed: tuple, # names that must be in it
@@ -336,7 +338,7 @@ def read_json(
     except (OSError, ValueError): return None
     return found if isinstance(found, dict) and set(needed) <= found.keys() else None
 
-
+# %% ../nbs/05_films.ipynb #f6471e03
 def write_block(
     file: int,      # descriptor of the file that holds all squares
     start: int,     # number of the block's first film
@@ -356,7 +358,7 @@ def write_block(
     atomic_write(marker, json.dumps(written))
     return written
 
-
+# %% ../nbs/05_films.ipynb #f92adb1b
 def read_marker(
     file: int,    # descriptor of the file that holds all squares
     start: int,   # number of the block's first film
@@ -369,7 +371,7 @@ def read_marker(
     data = os.pread(file, count * size * size, start * size * size)
     return found if found and found["checksum"] == zlib.crc32(data) else None
 
-# %% ../nbs/05_films.ipynb #b60edf5a
+# %% ../nbs/05_films.ipynb #f07f8b68
 def open_squares(
     films: Films,
     size: int,   # side S of the square
@@ -381,7 +383,7 @@ def open_squares(
     with writing(place / "images.u8"): os.ftruncate(file.fileno(), len(films) * size * size)
     return file
 
-
+# %% ../nbs/05_films.ipynb #21c4e317
 def build_blocks(
     films: Films,
     size: int,    # side S of the square
@@ -401,14 +403,14 @@ def build_blocks(
             bar.update(len(rows))
     return failed
 
-# %% ../nbs/05_films.ipynb #3a23fb46
+# %% ../nbs/05_films.ipynb #79f9215f
 def checksums(
     images: np.ndarray, # (N, S, S) uint8
 ) -> list[int]: # one for every 256 films
     "CRC-32 of the films, block by block."
     return [zlib.crc32(images[start:start + BLOCK].tobytes()) for start in range(0, len(images), BLOCK)]
 
-
+# %% ../nbs/05_films.ipynb #115eca11
 def finish_cache(
     films: Films,
     size: int,    # side S of the square
@@ -430,7 +432,7 @@ def finish_cache(
     atomic_write(place / "index.json", json.dumps(index))
     tidy(place, index["file"])
 
-
+# %% ../nbs/05_films.ipynb #3865fd24
 def tidy(
     place: Path, # folder of a finished cache
     file: str,   # the name of its squares

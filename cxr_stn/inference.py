@@ -289,7 +289,7 @@ def letterboxed(
     h, w = shape
     return torch.tensor([[w / min(h, w), 0, 0], [0, h / min(h, w), 0]])
 
-# %% ../nbs/11_inference.ipynb #796e19f0
+# %% ../nbs/11_inference.ipynb #e34b45f4
 @patch
 def look(
     self: Aligner,
@@ -300,7 +300,7 @@ def look(
     films = torch.from_numpy(squares).to(self.device).unsqueeze(1).float() / 255
     return networks.examine(self.network, films, self.passes)
 
-
+# %% ../nbs/11_inference.ipynb #a7e316c9
 @patch
 @torch.inference_mode()
 def find(
@@ -319,7 +319,7 @@ def find(
             else: findings.append(Finding(place, confidence, False, mirrored > MIRRORED, inverted > 0.5))
     return findings
 
-# %% ../nbs/11_inference.ipynb #8b7ff77e
+# %% ../nbs/11_inference.ipynb #3bf8351e
 @patch
 def draw(
     self: Aligner,
@@ -344,7 +344,7 @@ def opposite_greys(
     turned = colours.max() - (colours - colours.min())
     return np.concatenate([turned, image[..., 3:]], -1) if image.ndim == 3 else turned
 
-
+# %% ../nbs/11_inference.ipynb #d394d663
 def check_shape(shape) -> tuple[int, int]:
     "An output shape as two whole numbers; ValueError for anything else."
     try: h, w = (int(side) for side in shape if side == int(side))
@@ -353,7 +353,7 @@ def check_shape(shape) -> tuple[int, int]:
         raise ValueError(f"shape = {shape!r}: give (height, width), each from 1 to 8000 pixels")
     return h, w
 
-# %% ../nbs/11_inference.ipynb #8e0899a3
+# %% ../nbs/11_inference.ipynb #ba51b841
 @patch
 def prepare_all(
     self: Aligner,
@@ -380,7 +380,7 @@ def batch(
     findings = self.find(self.prepare_all(images), chunk)
     return [self.draw(image, finding, shape) for image, finding in zip(images, findings)]
 
-
+# %% ../nbs/11_inference.ipynb #d9a3fdbf
 @patch
 def __call__(
     self: Aligner,

@@ -146,7 +146,7 @@ class Localiser(nn.Module):
         self.answer = nn.Linear(size, n_pose + 6)
         nn.init.zeros_(self.answer.weight); nn.init.zeros_(self.answer.bias)
 
-# %% ../nbs/07_networks.ipynb #5e08cb87
+# %% ../nbs/07_networks.ipynb #56938536
 @patch
 def places(
     self: Localiser,
@@ -164,7 +164,7 @@ def places(
     places = F.avg_pool2d(F.gelu(self.reduce(both)), 2)
     return torch.cat([places.flatten(1), maps[3].mean((2, 3))], 1), lungs
 
-
+# %% ../nbs/07_networks.ipynb #4eaebd7a
 @patch
 def forward(
     self: Localiser,
@@ -319,7 +319,7 @@ def centring(
     mean_pose = torch.tensor([[0, 0, 0.9, 0.9, 0, 0]], device=theta.device, dtype=theta.dtype)
     return compose(theta, invert(pose_to_theta(mean_pose)).expand_as(theta))
 
-# %% ../nbs/07_networks.ipynb #a563d450
+# %% ../nbs/07_networks.ipynb #02933640
 class Found(NamedTuple):
     "Where the frame lies on B films, and how they were put in."
     theta: Tensor # (B, 2, 3) frame -> film, quarter turns included
@@ -327,7 +327,7 @@ class Found(NamedTuple):
     mirrored: Tensor # (B,) probability
     inverted: Tensor # (B,) probability
 
-
+# %% ../nbs/07_networks.ipynb #351c9bab
 def examine(
     network: AlignerNetwork,
     films: Tensor, # (B, 1, S, S) in [0, 1]
@@ -348,7 +348,7 @@ def examine(
     look = network.settle(look, trust)
     return Found(compose(view, look.theta), network.confidence(look), look.mirrored.sigmoid(), look.inverted.sigmoid())
 
-
+# %% ../nbs/07_networks.ipynb #6e67824f
 @torch.no_grad()
 def locate(
     network: AlignerNetwork,

@@ -58,7 +58,7 @@ def check_matrix(
         raise AlignmentFailed("the frame's middle is outside the film")
     return matrix
 
-# %% ../nbs/12_peers.ipynb #4c729fd3
+# %% ../nbs/12_peers.ipynb #7b4e37c5
 class Peer:
     "A way to align: `peer(film)` gives the (3, 3) matrix from frame pixel centres to film pixel centres."
     name = "peer"
@@ -77,11 +77,13 @@ class Peer:
         if film.ndim != 2: raise ValueError(f"a film must be (H, W), not {film.shape}")
         return check_matrix(self.find(film), film.shape, self.shape)
 
+
 class StretchIdentity(Peer):
     "The whole film stretched onto the frame."
     name = "stretch"
     def find(self, film): return stretch_matrix(film.shape, self.shape)
 
+# %% ../nbs/12_peers.ipynb #7f4ed057
 class LetterboxIdentity(Peer):
     "The whole film in the frame, its sides in proportion."
     name = "letterbox"
@@ -109,7 +111,7 @@ def mean_chest(
     mean = np.round(total / n).astype(np.uint8)
     return cv2.createCLAHE(clipLimit=4, tileGridSize=(8, 8)).apply(mean)
 
-# %% ../nbs/12_peers.ipynb #e1482e20
+# %% ../nbs/12_peers.ipynb #99c3a01f
 class Registration(Peer):
     "A peer that registers a small equalised film with a small mean chest; a subclass says how."
     package, module = None, None
@@ -132,6 +134,7 @@ class Registration(Peer):
         found = self.register(equalised(film, self.small))
         return stretch_matrix(film.shape, self.small) @ found @ stretch_matrix(self.small, self.shape)
 
+# %% ../nbs/12_peers.ipynb #f03f4aad
 def need(
     module: str, # name to import
     package: str, # name to install

@@ -427,7 +427,7 @@ def add_spine(sheet: Sheet):
         sheet.canvas.fill_all(layer, outlines, value)
     cv2.add(sheet.bone, layer, sheet.bone)
 
-# %% ../nbs/03_phantom.ipynb #120c0c39
+# %% ../nbs/03_phantom.ipynb #6470a7a5
 @lru_cache(maxsize=64)
 def shoulder_outlines(anatomy: Anatomy) -> list:
     "Shoulder blades, their inner edges, clavicles: three arrays of outlines in cm."
@@ -443,6 +443,7 @@ def shoulder_outlines(anatomy: Anatomy) -> list:
     edge, strut = bands(blade[None, 18:], 0.25), bands(bone[None], 1.2)
     return [both_sides(blade[None]), both_sides(edge), both_sides(strut)]
 
+# %% ../nbs/03_phantom.ipynb #ae356bda
 def add_shoulders(sheet: Sheet):
     "Clavicles, shoulder blades and upper arm bones."
     anatomy, canvas, layer = sheet.anatomy, sheet.canvas, sheet.canvas.layer()
@@ -680,7 +681,7 @@ def draw_edema(rng, sheet, strength):
     centres = [((2 * side - 1) * 0.36 * a, rng.normal(0.0, 0.06) * b) for side in (0, 1)]
     return [haze(sheet, c, reach * a, 0.62 * b, 0.52 * strength, power=2.4) for c in centres]
 
-# %% ../nbs/03_phantom.ipynb #69825b36
+# %% ../nbs/03_phantom.ipynb #3ea13fd6
 @lru_cache(maxsize=1)
 def net() -> np.ndarray:
     "A net of fine lines, (400, 400) uint8: edges of a random mosaic, the look of a fibrotic lung."
@@ -691,6 +692,7 @@ def net() -> np.ndarray:
     lines = sum(np.exp(-((n / n.std()) / 0.25) ** 2) for n in noise)
     return np.clip(lines * 170, 0, 255).astype(np.uint8)
 
+# %% ../nbs/03_phantom.ipynb #0344fb32
 @draws("Fibrosis")
 def draw_fibrosis(rng, sheet, strength):
     "Fine net and haze in the lower outer parts of both lungs."
@@ -803,7 +805,7 @@ def draw_pleural_thickening(rng, sheet, strength):
         outlines.append(np.concatenate([path, path + inward]))
     return outlines
 
-# %% ../nbs/03_phantom.ipynb #bd511510
+# %% ../nbs/03_phantom.ipynb #1d29f999
 @draws("Atelectasis")
 def draw_atelectasis(rng, sheet, strength):
     "Bands of collapsed lung above the diaphragm; `draw_anatomy` lifts that too."
@@ -821,12 +823,14 @@ def draw_atelectasis(rng, sheet, strength):
     if rng.random() < 0.5: haze(sheet, outlines[0].mean(0) + (0, 2), 3.5, 2.5, 0.45 * strength, 3)
     return [np.concatenate(outlines)]
 
+
 @draws("Cardiomegaly")
 def draw_cardiomegaly(rng, sheet, strength):
     "The heart that `draw_anatomy` has already made wide."
     outline = heart_outline(sheet.anatomy)
     return [outline[outline[:, 1] > -0.25 * sheet.anatomy.half_height]]
 
+# %% ../nbs/03_phantom.ipynb #d3ef533a
 @draws("Emphysema")
 def draw_emphysema(rng, sheet, strength):
     "The lungs that `draw_anatomy` has already made long, dark and flat at the bottom."
@@ -1019,7 +1023,7 @@ def letters(text: str, corner, height: float) -> list:
     points = points * height + corner
     return [points[first:last] for first, last in parts]
 
-# %% ../nbs/03_phantom.ipynb #0d05f5d5
+# %% ../nbs/03_phantom.ipynb #fdc73aad
 def add_borders(image: np.ndarray, rng: np.random.Generator, turn: np.ndarray, pose_strength: float):
     "Paint what lies outside a rectangle black, rarely white, in place; `turn` is the detector's rotation."
     size, some = len(image), rng.random(4) < (0.22, 0.22, 0.16, 0.16)
@@ -1034,6 +1038,7 @@ def add_borders(image: np.ndarray, rng: np.random.Generator, turn: np.ndarray, p
     corners = [np.rint((p @ turn[:2, :2].T + turn[:2, 2]) * 16).astype(np.int32) for p in (frame, inner)]
     cv2.fillPoly(image, corners, colour, cv2.LINE_AA, 4)
 
+# %% ../nbs/03_phantom.ipynb #6cc60d7e
 def add_letters(image: np.ndarray, rng: np.random.Generator, turn: np.ndarray, view: str):
     "Side marker in an upper corner; on bed-side films often AP or PORTABLE."
     size, side = len(image), rng.random()
@@ -1049,7 +1054,7 @@ def add_letters(image: np.ndarray, rng: np.random.Generator, turn: np.ndarray, v
         strokes = [points[first:last] for first, last in parts]
         cv2.polylines(image, strokes, False, grey, max(1, round(thick)), cv2.LINE_AA, 4)
 
-# %% ../nbs/03_phantom.ipynb #df6f914e
+# %% ../nbs/03_phantom.ipynb #28320e5b
 def tube_paths(rng: np.random.Generator, anatomy: Anatomy) -> list:
     "Centre lines (cm), widths (cm) and values of the tubes and wires on a bed-side film."
     a, b, side = anatomy.half_width, anatomy.half_height, rng.choice([-1, 1])
@@ -1065,6 +1070,7 @@ def tube_paths(rng: np.random.Generator, anatomy: Anatomy) -> list:
     return [(smooth(np.array(path) + rng.normal(0, 0.4, (len(path), 2)), closed=False), width, value)
             for (_, path, width, value), kept in zip(all_tubes, keep) if kept]
 
+# %% ../nbs/03_phantom.ipynb #b2394cfa
 def add_tubes(sheet: Sheet, rng: np.random.Generator, view: str):
     "Tubes, wires and electrodes, mostly on bed-side films; a pacemaker in some."
     anatomy, many, pacer, leads = sheet.anatomy, rng.random(), rng.random(), rng.random()
@@ -1077,6 +1083,7 @@ def add_tubes(sheet: Sheet, rng: np.random.Generator, view: str):
         for x, y in rng.uniform(-1.05, 1.05, (3, 2)) * (anatomy.half_width, anatomy.half_height):
             sheet.canvas.fill(sheet.metal, ellipse(0.7, 0.7) + (x, y), 70)
     if pacer < 0.04: add_pacemaker(sheet)
+
 
 def add_pacemaker(sheet: Sheet):
     "A pacemaker under the left clavicle with a wire into the right ventricle."

@@ -95,7 +95,7 @@ def _missing_operations(
     return [ConversionExtension("aten::affine_grid_generator", affine_grid),
             ConversionExtension("aten::diag_embed", diag_embed)]
 
-# %% ../nbs/21_runtimes.ipynb #a0d1991e
+# %% ../nbs/21_runtimes.ipynb #0acb3a23
 def convert(
     module: nn.Module,
     example: tuple, # tensors of the sizes it will get
@@ -107,7 +107,7 @@ def convert(
         warnings.simplefilter("ignore")  # that numbers are frozen: they are sizes, and meant to be
         return openvino.convert_model(module.eval(), example_input=example, extension=_missing_operations(shape))
 
-
+# %% ../nbs/21_runtimes.ipynb #a67e628e
 class Compiled:
     "A graph compiled for inputs of fixed sizes; may be called from many threads."
     def __init__(

@@ -190,7 +190,7 @@ def share_interval(
     half = stats.t.ppf((1 + level) / 2, df) * np.sqrt(np.where(inside, variance, np.nan)) / (centre * (1 - centre))
     return special.expit(special.logit(centre) - half), special.expit(special.logit(centre) + half)
 
-# %% ../nbs/15_statistics.ipynb #904abdf1
+# %% ../nbs/15_statistics.ipynb #439d0892
 def _codes(patients, films: int) -> tuple: # (N,) int from 0; the number of patients
     "Patients as numbers; None: each film is a patient of its own."
     if patients is None: return np.arange(films), films
@@ -199,6 +199,7 @@ def _codes(patients, films: int) -> tuple: # (N,) int from 0; the number of pati
     if (codes < 0).any(): raise ValueError(f"the patient of film {np.flatnonzero(codes < 0)[0]} is not known")
     return codes, len(names)
 
+# %% ../nbs/15_statistics.ipynb #b2599dc5
 def paired_test(
     a, b,               # (N,) scores of two arms for the same films
     labels,             # (N,) 0, 1 or NaN
@@ -291,7 +292,7 @@ def compare_arms(
     table.insert(table.columns.get_loc("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
     return table[[c for c in table if c != "note"] + ["note"]]
 
-# %% ../nbs/15_statistics.ipynb #75e1a283
+# %% ../nbs/15_statistics.ipynb #91692514
 ESTIMATES = ["auroc_a", "a_low", "a_high", "auroc_b", "b_low", "b_high", "difference", "low", "high", "p",
              "se_patients", "se_seeds", "df"]
 
@@ -302,6 +303,7 @@ def _mean_over(used: list):
     return np.mean(areas, 0), Scatter(sum(s.sums for s in spreads) / k, sum(s.expected for s in spreads) / k**2,
                                       sum(s.single for s in spreads) / k**2)
 
+
 def _macro_counts(labels, codes, used: int) -> pd.DataFrame:
     "The counts beside the macro mean: films with any label, and of how many findings it is the mean."
     known = ~np.isnan(labels).all(1)
@@ -311,6 +313,7 @@ def _macro_counts(labels, codes, used: int) -> pd.DataFrame:
                               positive_patients=len(np.unique(codes[(labels == 1).any(1)])),
                               negative_patients=len(np.unique(codes[(labels == 0).any(1)])), note=note)])
 
+# %% ../nbs/15_statistics.ipynb #2ed2cc1f
 def _row(area, spread, level) -> dict:
     "One row of estimates, as named in ESTIMATES."
     value, patients, seeds, df = _estimates(area, spread)
@@ -331,7 +334,7 @@ def holm(
     if there.any(): adjusted[there] = multipletests(p[there], method="holm")[1]
     return adjusted
 
-# %% ../nbs/15_statistics.ipynb #1770a8a3
+# %% ../nbs/15_statistics.ipynb #ef419cec
 def _weighted(scores, labels, weights):
     "AUROC (R,) of one column of scores (N,) under R sets of weights (R, N); NaN if a kind has no weight."
     order = np.argsort(scores, kind="stable")
@@ -344,6 +347,7 @@ def _weighted(scores, labels, weights):
     total = weights[:, positive].sum(1) * negative[:, -1]
     return (weights[:, positive] * below).sum(1) / np.where(total > 0, total, np.nan)
 
+# %% ../nbs/15_statistics.ipynb #b8c962bc
 def bootstrap_aurocs(
     a, b,                    # (S, N, C) scores of both arms, or (N, C)
     labels,                  # (N, C) 0, 1 or NaN
@@ -416,7 +420,7 @@ def measures(
     return dict(prevalence=y.mean(), auprc=average_precision_score(y, p) if y.any() else np.nan,
                 brier=((p - y)**2).mean(), ece=calibration_error(p, y))
 
-# %% ../nbs/15_statistics.ipynb #2a2aa920
+# %% ../nbs/15_statistics.ipynb #b8b5c7fe
 def choose_threshold(
     scores,                    # (N,) of validation films
     labels,                    # (N,) 0, 1 or NaN
@@ -431,6 +435,7 @@ def choose_threshold(
     if specificity is None: return float(thresholds[np.argmax(np.round(found - alarms, 12))])
     return float(thresholds[np.flatnonzero(alarms <= 1 - specificity + 1e-12)[-1]])
 
+# %% ../nbs/15_statistics.ipynb #017ff396
 def operating_point(
     scores,             # (S, N) scores of test films by S networks; or (N,)
     labels,             # (N,) 0, 1 or NaN
@@ -449,7 +454,7 @@ def operating_point(
         out |= {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}
     return out
 
-# %% ../nbs/15_statistics.ipynb #df33756f
+# %% ../nbs/15_statistics.ipynb #a1726452
 AGE_BANDS = {"under 20": (0, 20), "20 to 39": (20, 40), "40 to 59": (40, 60), "60 and over": (60, np.inf)}
 
 
@@ -462,6 +467,7 @@ def subgroups(
     age = films["age"].to_numpy(float)
     return groups | {("age", name): (age >= low) & (age < high) for name, (low, high) in AGE_BANDS.items()}
 
+# %% ../nbs/15_statistics.ipynb #011541fc
 def compare_subgroups(
     a, b,                # (S, N, C) scores of both arms, or (N, C)
     labels,              # (N, C) 0, 1 or NaN
@@ -501,7 +507,7 @@ def simulate_scores(
     own = sd["arm_patient"] * rng.standard_normal((2, count))[:, codes] + sd["arm_film"] * rng.standard_normal((2, n))
     return (np.asarray(labels)[None] * delta[:, None] + common + own).T
 
-# %% ../nbs/15_statistics.ipynb #9aaafd54
+# %% ../nbs/15_statistics.ipynb #88fdde3c
 def _rejections(scores, labels, groupings, level):
     "For one finding: whether each grouping of films rejects, and what the macro mean needs."
     area, h = influence(scores, labels)
@@ -509,6 +515,7 @@ def _rejections(scores, labels, groupings, level):
     p = [p_value(area[1] - area[0], s.variance[0], s.df[0]) for s in spreads]
     return [float(x) < 1 - level for x in p], area, spreads
 
+# %% ../nbs/15_statistics.ipynb #7d4efc88
 def simulate_error_rates(
     labels,                 # (N, C) 0 or 1; real labels, or the phantom's
     patients,               # (N,)
@@ -539,6 +546,7 @@ def simulate_error_rates(
             hits[-1, j] += float(p_value(value, total.variance[0], total.df[0])) < 1 - level
     return _rates(counts.iloc[used], hits / repetitions, repetitions)
 
+# %% ../nbs/15_statistics.ipynb #77c2dd98
 def _rates(counts, rates, repetitions) -> pd.DataFrame:
     "The table of `simulate_error_rates`."
     table = counts[["finding", "positives", "positive_patients"]].copy()

@@ -155,7 +155,7 @@ class ViewParams(LossParams):
         if extra: raise ValueError(f"views = 'albumentations' knows no {', '.join(extra)}: set them to 0")
         return self
 
-# %% ../nbs/09_training.ipynb #d8d8cf69
+# %% ../nbs/09_training.ipynb #7520c6e6
 class RunParams(Params):
     "Where a training writes, and how it optimises."
     out_dir: str = Field("runs/train", description="where the run writes")
@@ -182,7 +182,7 @@ class RunParams(Params):
     compile: bool = Field(
         False, description="compile the networks by torch.compile: a late start, then faster steps")
 
-
+# %% ../nbs/09_training.ipynb #07f0515c
 class TrainParams(ViewParams, RunParams):
     "All decisions of a training run of the aligner."
 
@@ -458,7 +458,7 @@ class AlignerTraining(pl.LightningModule):
         state = checkpoint["state_dict"]
         for name in [k for k in state if k.startswith("features.")]: del state[name]
 
-# %% ../nbs/09_training.ipynb #8ad1924d
+# %% ../nbs/09_training.ipynb #d8ac8b1f
 @patch
 @torch.no_grad()
 def set_canonical(
@@ -481,7 +481,7 @@ def locate_all(self: AlignerTraining, films: Tensor, batch: int = 64) -> Tensor:
     network = self.average.module.eval()
     return torch.cat([locate(network, part.to(self.device)) for part in films.split(batch)])
 
-
+# %% ../nbs/09_training.ipynb #3236c9d4
 @patch
 def optimizer_step(self: AlignerTraining, *args, **kwargs):
     "As usual, and the averaged weights follow; at once, so that a checkpoint after the step has them."
@@ -501,7 +501,7 @@ def make_views(
     neither = torch.zeros_like(flat("turns"), dtype=torch.bool)
     return View(flat("views"), flat("to_film"), flat("turns"), neither, neither)
 
-# %% ../nbs/09_training.ipynb #2dd9d41a
+# %% ../nbs/09_training.ipynb #a15923bb
 @patch
 def similarity_losses(
     self: AlignerTraining,
@@ -522,7 +522,7 @@ def similarity_losses(
         losses["feature"] = weighted_sum(gaps, upright)
     return losses
 
-
+# %% ../nbs/09_training.ipynb #3da99555
 @patch
 def film_losses(
     self: AlignerTraining,
@@ -609,7 +609,7 @@ def on_train_epoch_start(self: AlignerTraining):
     films = data.films(data.train_rows, self.params.n_canonical)
     self.set_canonical(films, self.locate_all(films) if place is None else place)
 
-# %% ../nbs/09_training.ipynb #dfbcdac0
+# %% ../nbs/09_training.ipynb #8354a827
 def make_optimizer(
     parts: list, # of (network, its highest learning rate)
     params: RunParams,
@@ -632,7 +632,7 @@ def make_optimizer(
     else: schedule = course.ConstantLR(optimizer, 1.0)
     return dict(optimizer=optimizer, lr_scheduler=dict(scheduler=schedule, interval="step"))
 
-
+# %% ../nbs/09_training.ipynb #2739dcb8
 @patch
 def configure_optimizers(self: AlignerTraining):
     "The optimiser of the network and its learning rate, step by step."
@@ -811,14 +811,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         atomic_write(path, buffer.getvalue())
 
-# %% ../nbs/09_training.ipynb #b51e38a0
+# %% ../nbs/09_training.ipynb #dad6a829
 def tensor_shapes(
     state: dict, # name: tensor
 ) -> dict: # name: shape, without those of the frozen network
     "What two networks must have in common if one is to take the other's weights."
     return {name: tuple(value.shape) for name, value in state.items() if not name.startswith("features.")}
 
-
+# %% ../nbs/09_training.ipynb #856e075b
 def read_checkpoint(
     path: Path, # of a run of this module
     module: pl.LightningModule, # that is to take its weights
@@ -850,7 +850,7 @@ def threads(params: TrainParams):
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/09_training.ipynb #1bf7ad64
+# %% ../nbs/09_training.ipynb #7a718168
 def bare_trainer(
     params: RunParams, # that are `FilmParams` too
     folder: Path, # of the run
@@ -872,7 +872,7 @@ def bare_trainer(
         logger=logger, callbacks=callbacks, plugins=[WholeCheckpoints()], log_every_n_steps=20, num_sanity_val_steps=0,
         enable_model_summary=False, enable_progress_bar=sys.stderr.isatty())
 
-
+# %% ../nbs/09_training.ipynb #26144ab9
 def make_trainer(
     params: TrainParams,
     folder: Path, # of the run
@@ -882,7 +882,7 @@ def make_trainer(
     export = Export(folder / "aligner.safetensors", **facts)
     return bare_trainer(params, folder, [EpochLog(folder / "log.csv"), Pictures(), export])
 
-# %% ../nbs/09_training.ipynb #156473db
+# %% ../nbs/09_training.ipynb #98042209
 def begin_run(
     run: Run,
     params: TrainParams,
@@ -897,7 +897,7 @@ def begin_run(
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return "anew"
 
-
+# %% ../nbs/09_training.ipynb #f6616bbd
 def fit_aligner(
     params: TrainParams,
 ) -> Path: # the run's folder: aligner.safetensors, log.csv, checkpoints, provenance
