@@ -27,7 +27,7 @@ from .metrics import (alignment_scores, cardiomegaly_dispersion, corner_error, k
                              known_warps, pose_errors, warp_film)
 from .peers import AlignmentFailed, make_peer, mean_chest
 
-# %% ../nbs/14_evaluation.ipynb #12f47d43
+# %% ../nbs/14_evaluation.ipynb #03892825
 class EvaluateParams(Params):
     "All decisions of an evaluation."
     data: Literal["phantom", "masked", "nih", "folder"] = Field(
@@ -41,7 +41,8 @@ class EvaluateParams(Params):
     phantom_pose: float = Field(1.0, ge=0, le=2, description="strength of the phantom's pose variation")
     split: Literal["test", "valid", "train", "all"] = Field(
         "test", description="films of which split; masked films are all test films")
-    peers: list[str] = Field(["stretch", "letterbox"], description="other ways to align: from peers.PEERS, or name=checkpoint of another aligner")
+    peers: list[str] = Field(
+        ["stretch", "letterbox"], description="other ways to align: from peers.PEERS, or name=checkpoint of another aligner")
     peer_dir: Optional[str] = Field(
         None, description="ChestX-ray14 folder whose training films are the template of registering peers")
     known_warps: int = Field(40, ge=0, description="films for known-warp recovery; 0: none")
