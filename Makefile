@@ -31,7 +31,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study results release reference results-sample experiments notebooks readme export clean
+.PHONY: help install test test-slow check study results release reference results-sample seeds experiments notebooks readme export clean
 
 help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
@@ -39,7 +39,8 @@ help:
 	@echo 'make results    the study, and its tables into results/phantom/                  (about 8 minutes)'
 	@echo 'make release    train the released aligner on real films in CXR_STN_DATA         (an hour)'
 	@echo 'make reference  train the method it is compared with on the same films           (an hour)'
-	@echo 'make results-sample  judge them on real films in CXR_STN_DATA, into results/     (10 minutes)'
+	@echo 'make results-sample  judge them on real films in CXR_STN_DATA, into results/     (3 minutes)'
+	@echo 'make seeds      train the released recipe with two more seeds, and judge them    (an hour)'
 	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (3 hours; -j2: half)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (40 minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
@@ -122,8 +123,9 @@ study: $(STEPS:%=$(STUDY)/%.ipynb)
 RELEASE := $(RUNS)/release
 SAMPLE  := $(RUNS)/nih14-sample
 FILMS   := @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
+COMMA   := ,
 PEERS   ?= stretch, letterbox, ecc, simpleitk, kornia
-OTHERS  := $(if $(wildcard $(RUNS)/reference/aligner.safetensors),$(shell echo ', reference=$(RUNS)/reference'))
+OTHERS  := $(if $(wildcard $(RUNS)/reference/aligner.safetensors),$(COMMA) reference=$(RUNS)/reference)
 
 results: study
 	@mkdir -p results/phantom
@@ -160,6 +162,23 @@ results-sample: $(READY)
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
 	@cp $(RELEASE)/log.csv results/nih14-sample/ 2>/dev/null || true
 	@echo "results/lungmask-dev/ and results/nih14-sample/ are made from $(SAMPLE)/"
+
+# the released recipe with other seeds, beside the released aligner: how much of its figures is chance
+SEEDS := 1 2
+EACH  := $(foreach seed,$(SEEDS),seed_$(seed)=$(RELEASE)_$(seed))
+
+seeds: $(READY)
+	$(FILMS)
+	@mkdir -p $(SEEDS:%=$(RELEASE)_%) $(SAMPLE) results/lungmask-dev/seeds
+	for seed in $(SEEDS); do \
+	  $(BIN)/papermill nbs/train.ipynb $(RELEASE)_$$seed/train.ipynb -f nbs/params/release.yaml -p seed $$seed \
+	    -p data_dir $(CXR_STN_DATA)/nih14-sample -p out_dir $(RELEASE)_$$seed --log-output; \
+	done
+	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/seeds.ipynb -p data masked -p data_dir $(CXR_STN_DATA)/lungmask-dev \
+	  -p checkpoint chest -p out_dir $(SAMPLE)/seeds -y 'n_films: null' -p known_warps 121 \
+	  -y 'peers: [$(subst $() ,$(COMMA) ,$(EACH))]'
+	@cp $(SAMPLE)/seeds/masks.csv $(SAMPLE)/seeds/known_warps.csv results/lungmask-dev/seeds/
+	@echo "results/lungmask-dev/seeds/ is made from $(SAMPLE)/seeds/"
 
 # --- experiments: every run with one thread, so that `make -j2 experiments` uses two cores and changes no digit -------
 

@@ -24,7 +24,7 @@ import torch
 from benchmarks.timing import command_line, data_folder, report, scratch
 from cxr_stn.arms import prepare_arm
 from cxr_stn.classification import ClassifierData, ClassifierTraining, ClassifyParams
-from cxr_stn.training import AlignerData, AlignerTraining, TrainParams, bare_trainer, quiet, set_up
+from cxr_stn.training import AlignerData, AlignerTraining, EpochLog, TrainParams, bare_trainer, quiet, set_up
 
 COMPARED = "bare PyTorch loop"
 
@@ -39,7 +39,7 @@ class Clock(pl.Callback):
 def lightning_steps(make, data, params, steps, folder, clock):
     "Seconds of each step of our loop, and the logged means."
     module, watch = make(), Clock(clock)
-    trainer = bare_trainer(params, folder, [watch])
+    trainer = bare_trainer(params, folder, [EpochLog(folder / "log.csv"), watch])
     trainer.limit_train_batches, trainer.limit_val_batches = steps, 0
     trainer.fit(module, datamodule=data)
     return np.diff(watch.times), watch.logged
@@ -48,10 +48,6 @@ def lightning_steps(make, data, params, steps, folder, clock):
 def bare_steps(make, data, params, steps, clock):
     "The same without Lightning: as one would write it by hand, with the means of the losses."
     module, sums, times = make(), {}, []
-    def add(values):
-        for name, value in values.items(): sums[name] = sums.get(name, 0) + value.detach()
-    module.log_dict = lambda values, **_: add(values)
-    module.log = lambda name, value, **_: add({name: value})
     module._trainer, data.trainer = Steps(data, steps), None
     module.on_train_epoch_start()
     made = module.configure_optimizers()
@@ -61,11 +57,13 @@ def bare_steps(make, data, params, steps, clock):
     for number, batch in zip(range(steps), batches if isinstance(params, ClassifyParams) else (first for first, *_ in batches)):
         times.append(clock())
         optimizer.zero_grad()
-        module.training_step(batch, number).backward()
+        losses = module.training_step(batch, number)
+        losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]), params.gradient_clip)
         optimizer.step()
         schedule.step()
         if hasattr(module, "average"): module.average.update(module.network, step=number + 1)
+        for name, value in losses.items(): sums[name] = sums.get(name, 0) + value.detach()
     return np.diff(times), {name: float(total) / steps for name, total in sums.items()}
 
 
