@@ -41,7 +41,7 @@ help:
 	@echo 'make reference  train the method it is compared with on the same films           (an hour)'
 	@echo 'make results-sample  judge them on real films in CXR_STN_DATA, into results/     (3 minutes)'
 	@echo 'make seeds      train the released recipe with two more seeds, and judge them    (an hour)'
-	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (3 hours; -j2: half)'
+	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (5 hours; -j2: half)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (40 minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
 	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
@@ -182,7 +182,7 @@ seeds: $(READY)
 
 # --- experiments: every run with one thread, so that `make -j2 experiments` uses two cores and changes no digit -------
 
-EXPERIMENTS := positive negative close pose_05 pose_10 films_250 films_2000 $(if $(CXR_STN_DATA),sample)
+EXPERIMENTS := positive negative close pose_05 pose_10 films_250 films_2000 joint joint_aligned $(if $(CXR_STN_DATA),sample)
 CROPPED     := $(filter positive negative close sample,$(EXPERIMENTS))
 ORACLES     := $(filter positive close,$(EXPERIMENTS))
 TRIED       := $(RUNS)/classify
