@@ -10,10 +10,10 @@ pytestmark = pytest.mark.slow
 BRIEFLY = {  # script: its words, what the first column of its table must name
     "alignment": ("--films 5 --rounds 1", ["ecc, one film, one thread", "aligner, torch float32, one film, one thread"]),
     "alignment_files": ("--copies 1 --repetitions 1", ["120 x 96", "960 x 768"]),
-    "growth": ("--rows 50 100", ["table", "prepare", "loader", "trainer", "evaluation"]),
+    "growth": ("--rows 150 300", ["table", "prepare", "loader", "trainer", "evaluation"]),
     "input": ("--repetitions 1", ["OpenCV", "cache, rows shuffled", "albumentations, film by film"]),
-    "statistics": ("--films 600 --repetitions 1", ["compare_arms, by patient", "compare_arms, naive"]),
-    "training": ("--steps 4 --rounds 1 --input-size 32 --batch-size 4", ["aligner: Lightning", "classifier: Lightning"])}
+    "statistics": ("--films 4000 --repetitions 1", ["compare_arms, by patient", "compare_arms, naive"]),
+    "training": ("--steps 4 --rounds 1 --input-size 64 --batch-size 4", ["aligner: Lightning", "classifier: Lightning"])}
 
 
 def briefly(name, folder, monkeypatch):
