@@ -3,9 +3,11 @@
     python tools/notebooks.py execute [NAME ...]   execute notebooks in place (all of them, index last)
     python tools/notebooks.py readme               make README.md from nbs/index.ipynb
     python tools/notebooks.py check                fail unless modules, notebooks and README.md are in step
+                                                   and every relative link and #anchor leads somewhere
 """
 import argparse, filecmp, os, re, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 
@@ -71,19 +73,85 @@ def execute_all(names):
         print(f"[{i}/{len(todo)}] {path.name} executed in {time.time() - start:.0f} s", flush=True)
 
 
+# --- links ---------------------------------------------------------------------------------------------
+
+CODE = (r"(^ {0,3}```.*?^ {0,3}```[ \t]*$|^ {0,3}~~~.*?^ {0,3}~~~[ \t]*$|"   # blocks
+        r"(?<!`)(?P<ticks>`+)(?!`)[^\n]*?(?<!`)(?P=ticks)(?!`))")             # spans
+LINK = r"(\]\(<?)([^)\s>]+)(>?(?:\s+\"[^\"]*\")?\))"        # [text](target "title")
+ATTRIBUTE = r"((?:src|href)=\")([^\"]+)(\")"
+DEFINED = r"(^ {0,3}\[[^\]\n]+\]:\s+<?)(\S+?)(>?(?:\s.*)?$)"    # [text]: target
+NO_DOCUMENTS = {"runs", "build", "dist", "_proc", "_docs"}     # folders that git ignores
+ELSEWHERE = r"[a-zA-Z][a-zA-Z+.-]*:|//"                        # https:, mailto:, attachment:
+
+def outside_code(text, change):
+    "A text whose parts outside of code spans and blocks are changed"
+    parts, at = [], 0
+    for code in re.finditer(CODE, text, re.M | re.S):
+        parts += [change(text[at:code.start()]), code.group(0)]
+        at = code.end()
+    return "".join([*parts, change(text[at:])])
+
+def markdown(path):
+    "The markdown of a notebook or of a .md file"
+    if path.suffix != ".ipynb": return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+
+def relative_links(text):
+    "Targets of links and pictures outside of code, those with a scheme left out"
+    prose = re.sub(CODE, "", text, flags=re.M | re.S)
+    found = [m.group(2) for form in (LINK, ATTRIBUTE, DEFINED) for m in re.finditer(form, prose, re.M)]
+    return [target for target in dict.fromkeys(found) if not re.match(ELSEWHERE, target)]
+
+def anchors(path):
+    "What `#...` may name in a file: its headings as GitHub (and, in notebooks, Jupyter) names them, and ids"
+    text, seen = markdown(path), {}
+    prose = re.sub(r"^ {0,3}(```|~~~).*?^ {0,3}\1[ \t]*$", "", text, flags=re.M | re.S)
+    names = set(re.findall(r"<[^>]*\b(?:id|name)=\"([^\"]+)\"", re.sub(CODE, "", text, flags=re.M | re.S)))
+    for heading in re.findall(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*$", prose, re.M):
+        plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", plain.lower().replace("*", "").replace("`", "")).replace(" ", "-")
+        seen[slug] = seen.get(slug, -1) + 1
+        names.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        if path.suffix == ".ipynb": names.add(plain.replace(" ", "-"))
+    return names
+
+def leads_nowhere(path, target, root):
+    "Why a relative link of a file leads nowhere, or an empty text"
+    file, _, anchor = unquote(target).partition("#")
+    file = file.partition("?")[0]
+    there = path if not file else root/file.lstrip("/") if file.startswith("/") else path.parent/file
+    there = Path(os.path.normpath(there))
+    if not there.is_relative_to(root): return "leaves the repository"
+    if not there.exists(): return "no such file"
+    if not anchor or there.suffix not in (".md", ".ipynb") or anchor in anchors(there): return ""
+    return f"no heading of that name in {there.relative_to(root)}"
+
+def documents(root=ROOT):
+    "All .md files and notebooks of the repository; environments, runs and hidden folders are not part of it"
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(d for d in below if not d.startswith(".") and d not in NO_DOCUMENTS
+                          and not (Path(folder)/d/"pyvenv.cfg").exists())
+        yield from (Path(folder)/f for f in sorted(files) if f.endswith((".md", ".ipynb")) and f[0] != ".")
+
+def broken_links(root=ROOT):
+    "(file, link, reason) of every relative link or anchor that leads nowhere"
+    return [(str(path.relative_to(root)), target, why) for path in documents(root)
+            for target in relative_links(markdown(path)) if (why := leads_nowhere(path, target, root))]
+
+
 # --- readme --------------------------------------------------------------------------------------------
 
 def from_root(text):
     "Links relative to nbs/ become links relative to the root, outside of code"
     def link(match):
         before, target, after = match.groups()
-        if re.match(r"[a-zA-Z][a-zA-Z+.-]*:|[#/]", target): return match.group(0)
+        if re.match(rf"{ELSEWHERE}|[#/]", target): return match.group(0)
         return before + os.path.normpath(os.path.join("nbs", target)).replace(os.sep, "/") + after
-    parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
-    for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"(\]\()([^)\s]+)(\))", link, parts[i])
-        parts[i] = re.sub(r"((?:src|href)=\")([^\"]+)(\")", link, parts[i])
-    return "".join(parts)
+    def relinked(prose):
+        for form in (LINK, ATTRIBUTE, DEFINED): prose = re.sub(form, link, prose, flags=re.M)
+        return prose
+    return outside_code(text, relinked)
 
 def shown(nb):
     "The cells of a notebook as a reader should see them: `#| hide` and `#| echo: false` obeyed, directives gone"
@@ -174,8 +242,11 @@ def check():
     for name in wrong: print(f"  {name} is not what nbdev_export and nbdev_clean make, or belongs to no notebook")
     stale = differing_readme()
     for name in stale: print(f"  {name} is not what `make readme` makes of nbs/index.ipynb")
+    broken = broken_links()
+    for name, target, why in broken: print(f"  {name}: broken link {target} ({why})")
     if wrong or stale: raise SystemExit("not in step: run `make export readme`, look at the changes, and commit them")
-    print(f"modules, {len(notebooks())} notebooks and README.md are in step")
+    if broken: raise SystemExit(f"{len(broken)} broken links")
+    print(f"modules, {len(notebooks())} notebooks and README.md are in step; every link leads somewhere")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""Pictures of real radiographs, unaligned beside aligned by the released aligner.
+
+    CXR_STN_DATA=folder python tools/figures.py
+
+The folder holds `lungmask-dev` and `nih14-sample`. Written are
+    results/lungmask-dev/mean_before_after.png   mean of all images, lungs outlined
+    results/nih14-sample/before_after.png        six test images of ChestX-ray14 (NIH Clinical Center)
+"""
+import os
+from pathlib import Path
+
+import matplotlib
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+from cxr_stn.evaluation import Method, make_method, mean_films, read_all
+from cxr_stn.films import load_masked, load_nih
+from cxr_stn.images import to_unit
+from cxr_stn.inference import Aligner, resample
+
+RESULTS = Path(__file__).resolve().parent.parent/"results"
+SETS = ("lungmask-dev", "nih14-sample")
+
+
+def data_folder():
+    "The folder that CXR_STN_DATA names; SystemExit says what is missing"
+    named = os.environ.get("CXR_STN_DATA")
+    if not named: raise SystemExit(f"CXR_STN_DATA is not set; it names the folder with {' and '.join(SETS)}")
+    missing = [name for name in SETS if not (Path(named)/name).is_dir()]
+    if missing: raise SystemExit(f"CXR_STN_DATA={named} holds no folder {' and no folder '.join(missing)}")
+    return Path(named)
+
+def two_methods(aligner, shape):
+    "Whole image in the output frame, and aligned"
+    letterbox = make_method("letterbox", shape, None)
+    letterbox.name = "unaligned"
+    return [letterbox, Method("aligned", lambda image: aligner(image, shape).matrix, letterbox.place)]
+
+def mean_before_after(folder, aligner, shape=(300, 240)):
+    "Mean of all images with lung masks, unaligned and aligned"
+    pictures, kept, _ = read_all(load_masked(folder))
+    masks = [kept.mask(i) for i in range(len(kept))]
+    figure = mean_films([to_unit(p) for p in pictures], two_methods(aligner, shape), shape, masks)
+    for ax in figure.axes:
+        for outlines in ax.collections: outlines.set(alpha=0.15, linewidth=0.5)
+    return figure
+
+def before_after(folder, aligner, n=6, shape=(225, 180)):
+    "Test images at even distances in the list, unaligned above and aligned below"
+    tests = load_nih(folder).select("test")
+    pictures = [tests.read(i) for i in np.linspace(0, len(tests) - 1, n).astype(int)]
+    figure, axes = plt.subplots(2, n, figsize=(1.2 * n, 3.6))
+    for row, method in zip(axes, two_methods(aligner, shape)):
+        for ax, picture, matrix in zip(row, pictures, method.matrices(pictures)):
+            ax.imshow(resample(to_unit(picture), matrix, shape), cmap="gray", vmin=0, vmax=1)
+            ax.axis("off")
+        row[0].set_title(method.name, fontsize=9, loc="left")
+    figure.tight_layout(pad=0.3, h_pad=0.8)
+    return figure
+
+def save(figure, path, colors=96, dpi=130):
+    "Write a figure as a PNG of few colours"
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    Image.fromarray(pixels).quantize(colors, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"results/{path.relative_to(RESULTS)}: {path.stat().st_size / 1000:.0f} kB")
+
+def main():
+    folder, aligner = data_folder(), Aligner.load()
+    save(mean_before_after(folder/"lungmask-dev", aligner), RESULTS/"lungmask-dev"/"mean_before_after.png")
+    save(before_after(folder/"nih14-sample", aligner), RESULTS/"nih14-sample"/"before_after.png")
+
+
+if __name__ == "__main__": main()
