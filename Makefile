@@ -1,4 +1,4 @@
-# cxr_stn: everything here runs on a fresh machine that has Python 3.10 or newer, pip and make.
+# cxr_stn: everything here runs on a fresh machine that has Python 3.11 to 3.13, pip and make.
 # `make` alone says what there is.
 
 PYTHON   ?= python3
@@ -37,14 +37,14 @@ help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
 	@echo 'make study      install, then the study on made-up films, into $(STUDY)/        (about 8 minutes)'
 	@echo 'make results    the study, and its tables into results/phantom/                  (about 8 minutes)'
-	@echo 'make release    train the released aligner on real films in CXR_STN_DATA         (an hour)'
+	@echo 'make release    train the released aligner on real films in CXR_STN_DATA         (40 minutes)'
 	@echo 'make reference  train the method it is compared with on the same films           (an hour)'
 	@echo 'make results-sample  judge them on real films in CXR_STN_DATA, into results/     (3 minutes)'
 	@echo 'make seeds      train the released recipe with two more seeds, and judge them    (an hour)'
 	@echo 'make experiments    the classifier with and without aligning, many times, into results/ (5 hours; -j2: half)'
 	@echo 'make test-slow  the tests that take long: interruptions, several processes       (40 minutes)'
 	@echo 'make install    the virtual environment in $(VENV) alone                          (minutes)'
-	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step                  (10 seconds)'
+	@echo 'make check      whether cxr_stn/, nbs/ and README.md are in step, and ruff        (10 seconds)'
 	@echo 'make export     cxr_stn/*.py from the notebooks, and the notebooks cleaned        (10 seconds)'
 	@echo 'make readme     README.md from nbs/index.ipynb                                    (5 seconds)'
 	@echo 'make notebooks  execute every notebook in place, then export and readme           (minutes)'
@@ -54,6 +54,7 @@ help:
 	@echo 'VENV=folder            another place for the environment'
 	@echo 'INSTALL=no VENV=folder use an environment as it is (conda: VENV=$$CONDA_PREFIX)'
 	@echo 'PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"  a smaller torch, without GPU'
+	@echo 'PIP_ARGS="-c constraints.txt"  the versions that it is developed with'
 	@echo 'WORKERS=1              notebooks tested at once'
 	@echo 'CXR_STN_DATA=folder    real films for the tests that want them; they are skipped without'
 
@@ -62,7 +63,7 @@ help:
 install: $(READY)
 
 $(STAMP): settings.ini setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"Python 3.10 or newer is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v < (3, 14) and f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	@if [ ! -x $(BIN)/python ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  echo "making a virtual environment in $(VENV)"; \
 	  $(PYTHON) -m venv $(VENV) 2>/dev/null || { \
@@ -78,6 +79,8 @@ $(STAMP): settings.ini setup.py pyproject.toml
 check: $(READY)
 	@echo "== are modules, notebooks and README.md in step?"
 	@$(BIN)/python tools/notebooks.py check
+	@echo "== ruff"
+	@$(BIN)/ruff check --quiet --no-cache
 
 test: check
 	@echo "== the tests inside the notebooks"

@@ -22,7 +22,7 @@ setup(
     url=settings["git_url"],
     license="Apache-2.0",
     packages=[settings["lib_path"]],
-    package_data={settings["lib_path"]: ["released/*"]},
+    package_data={settings["lib_path"]: ["released/*", "py.typed"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split(), "peers": settings["peer_requirements"].split(),

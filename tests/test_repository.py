@@ -57,16 +57,55 @@ def text_of(path):
 def test_environment_yml_is_settings_ini():
     environment = yaml.safe_load((ROOT/"environment.yml").read_text())
     [pip] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    wanted = (settings()["requirements"] + " " + settings()["dev_requirements"]).split()
+    run_time = [r for r in settings()["requirements"].split() if Requirement(r).name not in requirements("dev_requirements")]
+    wanted = run_time + settings()["dev_requirements"].split()
     assert pip == wanted, "environment.yml should list:\n" + "\n".join(f"      - {r}" for r in wanted)
     assert f"python>={settings()['min_python']},<3.14" in environment["dependencies"]
 
-PINS = ["nbdev==2.4.14", "execnb==0.1.18", "fastcore==1.14.5", "ghapi==1.1.1", "albumentations==2.0.8"]
+PINS = {"dev_requirements": ["nbdev==2.4.14", "execnb==0.1.18", "fastcore==1.14.5", "ghapi==1.1.1"],
+        "requirements": ["albumentations==2.0.8"]}
 
-@pytest.mark.parametrize("pin", PINS)
-def test_exact_pins(pin):
+@pytest.mark.parametrize("key, pin", [(key, pin) for key in PINS for pin in PINS[key]])
+def test_exact_pins(key, pin):
     wanted = Requirement(pin)
-    assert requirements()[wanted.name].specifier == wanted.specifier
+    assert requirements(key)[wanted.name].specifier == wanted.specifier
+
+def test_no_other_exact_pin_at_run_time():
+    "Who installs the package shares an environment with it: nbdev and its kin are for developers alone"
+    exact = [str(r) for r in requirements().values() if "==" in str(r)]
+    assert exact == PINS["requirements"]
+    assert {"nbdev", "execnb", "ghapi"} & set(requirements()) == set()
+    assert requirements()["fastcore"].specifier.contains("1.14.5")
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+def test_all_places_promise_the_same_pythons():
+    "kornia needs 3.11; what is newer than 3.13 was not tried"
+    workflow = yaml.safe_load((ROOT/".github/workflows/test.yml").read_text())["jobs"]["test"]
+    makefile = (ROOT/"Makefile").read_text()
+    assert settings()["min_python"] == PYTHONS[0]
+    assert f"python>={PYTHONS[0]},<3.14" in yaml.safe_load((ROOT/"environment.yml").read_text())["dependencies"]
+    assert workflow["strategy"]["matrix"]["python"] == PYTHONS
+    assert "not (3, 11) <= v < (3, 14)" in makefile
+    assert re.findall(r"Python (3\.\d+ to 3\.\d+)", makefile) == [f"{PYTHONS[0]} to {PYTHONS[-1]}"] * 2
+
+def test_the_peers_can_be_installed_together():
+    "lungs-finder needs cv2.CascadeClassifier, which OpenCV 4 has and 5 has not"
+    both = requirements()["opencv-python-headless"].specifier & requirements("peer_requirements")["opencv-python-headless"].specifier
+    assert "lungs-finder" in requirements("peer_requirements")
+    assert both.contains("4.12.0") and both.contains("4.12.0.88")
+    assert not both.contains("5.0.0.93")
+    assert requirements()["opencv-python-headless"].specifier.contains("5.0.0.93")
+
+def test_constraints_are_of_the_direct_requirements():
+    "One exact version for each requirement, and one that it admits"
+    lines = [line for line in (ROOT/"constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    constraints = [Requirement(line) for line in lines]
+    assert [c.name for c in constraints] == list(requirements())
+    for c in constraints:
+        [exact] = c.specifier
+        assert exact.operator == "==" and requirements()[c.name].specifier.contains(exact.version), str(c)
+    assert "torch==2.14.1" in lines
 
 @pytest.mark.parametrize("name, newest", [("torch", "2.14.1"), ("torchvision", "0.29.1")])
 def test_torch_has_a_lower_bound_only(name, newest):
@@ -293,11 +332,35 @@ def test_licence_and_citation():
     assert {"Jaderberg", "Johnson", "Liu", "Wang", "Rajpurkar", "Tan"} <= first
     assert citation["version"] == settings()["version"] and citation["license"] == "Apache-2.0"
 
-def test_build_server_runs_make_test():
-    assert "make test" in (ROOT/".ci"/"run").read_text()
+def test_build_server_runs_all_tests():
+    lines = (ROOT/".ci"/"run").read_text().splitlines()
+    assert [line for line in lines if "make" in line] == ["make test", "make test-slow"] and "set -euo pipefail" in lines
     assert (ROOT/".ci"/"run").stat().st_mode & 0o111, ".ci/run has to be executable"
-    steps = yaml.safe_load((ROOT/".github/workflows/test.yml").read_text())["jobs"]["test"]["steps"]
-    assert ".ci/run" in [s.get("run") for s in steps]
+    job = yaml.safe_load((ROOT/".github/workflows/test.yml").read_text())["jobs"]["test"]
+    assert ".ci/run" in [s.get("run") for s in job["steps"]]
+    assert job["timeout-minutes"] >= 90, "make test takes 20 minutes, make test-slow 40"
+
+def test_make_check_runs_ruff():
+    said = subprocess.check_output(["make", "-n", "--no-print-directory", "check", "INSTALL=no"], cwd=ROOT, text=True)
+    assert "tools/notebooks.py check" in said and "ruff check" in said
+    assert "ruff" in requirements("dev_requirements")
+
+def test_ruff_finds_nothing():
+    ruff = [sys.executable, "-m", "ruff", "check", "--no-cache"]
+    done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    bad = "import os\nprint(unknown)\n"
+    done = subprocess.run([*ruff, "--stdin-filename", "tests/bad.py", "-"], cwd=ROOT, input=bad, capture_output=True, text=True)
+    assert done.returncode == 1 and "F401" in done.stdout and "F821" in done.stdout, "the check can fail"
+
+def test_pre_commit_runs_nbdev():
+    [repo] = yaml.safe_load((ROOT/".pre-commit-config.yaml").read_text())["repos"]
+    assert {"nbdev_clean", "nbdev_export"} == {hook["id"] for hook in repo["hooks"]}
+    assert requirements("dev_requirements")["nbdev"].specifier.contains(repo["rev"])
+
+def test_make_says_once_how_long_the_release_takes():
+    [line] = [line for line in (ROOT/"Makefile").read_text().splitlines() if "'make release " in line]
+    assert "(40 minutes)" in line
 
 def test_make_help_names_every_target():
     makefile = (ROOT/"Makefile").read_text()
