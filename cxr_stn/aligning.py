@@ -47,7 +47,7 @@ class AlignParams(Params):
         None, ge=16, le=8000, description="height of the aligned images, pixels; None: in proportion")
     output_width: Optional[int] = Field(
         None, ge=16, le=8000, description="width of the aligned images, pixels; None: in proportion")
-    passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: as trained")
+    passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: 1")
     batch_size: int = Field(32, ge=1, description="films in memory and in the network at once")
     seed: int = Field(0, ge=0, description="of the phantom, and of which films n_films picks")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")

@@ -8,7 +8,7 @@ __all__ = ['ParameterError', 'Params', 'read_yaml', 'project_root', 'input_path'
            'has_params', 'claim', 'execute_run']
 
 # %% ../nbs/00_core.ipynb #8bf912c8
-import difflib, importlib.metadata, importlib.util, json, os, platform, random, shlex, shutil, socket
+import ast, difflib, importlib.metadata, importlib.util, json, os, platform, random, shlex, shutil, socket
 import subprocess, sys, time, types, typing, uuid, weakref
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -118,11 +118,13 @@ class Params(BaseModel):
 # %% ../nbs/00_core.ipynb #1a4e74ab
 _JUPYTER = {"In", "Out", "exit", "quit"}
 
-def _is_imported(name: str, value) -> bool:
-    "Whether `value` is what some loaded module calls `name`, that is, came by `from module import name`"
-    main = sys.modules.get("__main__")  # a kernel also lists it under a second name
-    return any(getattr(m, "__dict__", {}).get(name, _JUPYTER) is value
-               for m in list(sys.modules.values()) if m is not main)
+def _imported(cells: list) -> set: # of names
+    "What the cells of a notebook, texts, import by `from module import name`"
+    def parsed(cell):
+        try: return list(ast.walk(ast.parse(cell)))
+        except SyntaxError: return []  # a cell with a magic or a shell command
+    return {name.asname or name.name for cell in cells for node in parsed(cell)
+            if isinstance(node, ast.ImportFrom) for name in node.names}
 
 def _plain_values(namespace: dict) -> dict:
     "The public variables of a namespace that hold plain values"
@@ -137,8 +139,8 @@ def from_namespace(
     namespace: dict,  # `globals()` of a notebook, or any dictionary
 ) -> Params:
     "Parameters from a notebook's variables; raises `ParameterError` for unknown names and ill-typed values"
-    values = {k: v for k, v in _plain_values(namespace).items()
-              if k in cls.model_fields or not _is_imported(k, v)}
+    imported = _imported(namespace.get("In", []))  # the source of every cell that was executed
+    values = {k: v for k, v in _plain_values(namespace).items() if k in cls.model_fields or k not in imported}
     try: return cls(**values)
     except ParameterError as e:
         if "In" not in namespace or "unknown parameter" not in str(e): raise
@@ -214,6 +216,10 @@ def _remove(path: Path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
+def _to_disk(path: Path):
+    "Have what was written to a file on the disk, not only in the system's memory"
+    with open(path, "rb") as f: os.fsync(f.fileno())
+
 @contextmanager
 def atomic_path(
     path,  # the file to be; its folder is made if need be
@@ -225,6 +231,7 @@ def atomic_path(
     try:
         yield part
         if not part.exists(): raise FileNotFoundError(f"nothing was written for {path}")
+        if part.is_file(): _to_disk(part)
         os.replace(part, path)
     finally: _remove(part)
 
@@ -453,7 +460,7 @@ class Run:
         owner = _try_lock(lock)
         if owner is not None: raise OSError(_in_use(self.path, owner))
         self._release = weakref.finalize(self, _give_up, self.path, os.getpid(), "first" in _launch()["by"])
-        for part in self.path.glob(".part-*"): _remove(part)
+        for part in [*self.path.glob(".part-*"), *self.path.glob("*/.part-*")]: _remove(part)
 
     def agree(self,
         find,  # called in the first process alone; what it returns must be JSON-ready

@@ -8,7 +8,6 @@ __all__ = ['REGISTERING', 'WAYS', 'EvaluateParams', 'evaluation_films', 'Method'
            'drawn_hand', 'drawn_side_view', 'other_pictures', 'confidence_table', 'gallery', 'mean_films']
 
 # %% ../nbs/14_evaluation.ipynb #af967dde
-import time
 from typing import Literal, Optional
 
 import cv2
@@ -39,14 +38,14 @@ class EvaluateParams(Params):
     out_dir: str = Field("runs/evaluate", description="where the tables go")
     n_films: Optional[int] = Field(None, ge=3, description="so many films at most; None: all")
     phantom_pose: float = Field(1.0, ge=0, le=2, description="strength of the phantom's pose variation")
-    split: Literal["test", "valid", "train", "all"] = Field(
-        "test", description="films of which split; masked films are all test films")
+    split: Optional[Literal["test", "valid", "train", "all"]] = Field(
+        None, description="films of which split; None: all of a folder, test of what has splits; masked films are all test films")
     peers: list[str] = Field(
         ["stretch", "letterbox"], description="other ways to align: from peers.PEERS, or name=checkpoint of another aligner")
     peer_dir: Optional[str] = Field(
         None, description="ChestX-ray14 folder whose training films are the template of registering peers")
     known_warps: int = Field(40, ge=0, description="films for known-warp recovery; 0: none")
-    passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: as it was trained")
+    passes: Optional[int] = Field(None, ge=1, description="looks at each film; None: 1")
     settle: bool = Field(True, description="correct poses by the lung map, as the aligner does when it is used")
     seed: int = Field(0, ge=0, description="of the phantom, the split and the known warps")
 
@@ -64,33 +63,32 @@ def evaluation_films(
         if params.data == "phantom":    # a fifth of the phantoms is the test split
             count, options = (params.n_films or 100) * 5, dict(pose=params.phantom_pose)
         films = load_films(params.data, params.data_dir, params.seed, count, **options)
-        if params.split != "all": films = films.select(params.split)
+        split = params.split or ("all" if params.data == "folder" else "test")
+        if split != "all": films = films.select(split)
     if params.n_films and len(films) > params.n_films:
         films = films.select(np.linspace(0, len(films) - 1, params.n_films).astype(int))
     if len(films) < 3:
-        raise ValueError(f"{films.name}: {len(films)} films in split {params.split!r}; at least 3 are needed")
+        raise ValueError(f"{films.name}: {len(films)} films to judge (split: {params.split}); at least 3 are needed")
     return films
 
 # %% ../nbs/14_evaluation.ipynb #006baaa0
 class Method:
-    "`matrices(films)` gives output pixel -> film pixel; `failures` and `seconds` add up over all films."
+    "`matrices(films)` gives output pixel -> film pixel; `failures` counts the films that fell back."
     def __init__(
         self, name: str, # as it appears in tables
         place, # (H, W) film -> (3, 3) matrix; may raise AlignmentFailed
         fallback, # the same, never failing
     ):
-        self.name, self.place, self.fallback, self.failures, self.seconds = name, place, fallback, 0, 0.0
+        self.name, self.place, self.fallback, self.failures = name, place, fallback, 0
 
     def matrices(self, films: list) -> np.ndarray: # (N, 3, 3)
         return np.stack([self._one(film) for film in films])
 
     def _one(self, film):
-        start = time.perf_counter()
         try: return self.place(film)
         except (AlignmentFailed, ValueError):
             self.failures += 1
             return self.fallback(film)
-        finally: self.seconds += time.perf_counter() - start
 
 # %% ../nbs/14_evaluation.ipynb #a6a9d2b4
 def make_method(

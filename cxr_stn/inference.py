@@ -196,7 +196,7 @@ class Aligner:
         facts: dict | None = None, # what is known of its training
         canonical: Tensor | None = None, # (1, 1, h, w) the chest it aligns to
         device: str = "cpu", # as in `choose_device`
-        passes: int | None = None, # looks at each film, see `networks.examine`; None: as trained, else 1
+        passes: int | None = None, # looks at each film, see `networks.examine`; None: 1
         checksum: str = "", # SHA-256 of the checkpoint
         runtime: str = "torch", # as in `choose_runtime`
         precision: str = "float32", # the same
@@ -204,7 +204,7 @@ class Aligner:
         self.facts, self.canonical, self.checksum = facts or {}, canonical, checksum
         self.device = choose_device(device)
         self.network = network.to(self.device).eval()
-        self.passes = self.facts.get("passes", 1) if passes is None else passes
+        self.passes = 1 if passes is None else passes
         if self.passes < 1: raise ValueError(f"passes = {self.passes} must be at least 1")
         self.runtime = choose_runtime(runtime, precision, network, self.device, self.passes)
         self.fast = FastNetwork(network, precision) if self.runtime == "openvino" else None
@@ -228,7 +228,7 @@ def load(
     cls: Aligner,
     checkpoint: str | Path | None = None, # a released aligner, a file, or a run directory; None: the default
     device: str = "cpu", # as in `choose_device`
-    passes: int | None = None, # looks at each film; None: as it was trained, else 1
+    passes: int | None = None, # looks at each film; None: 1
     runtime: str = "auto", # auto, torch or openvino, see `runtimes.choose_runtime`
     precision: str = "float32", # or bfloat16, with openvino only: faster, corners move by tenths of a pixel
 ) -> Aligner:

@@ -29,7 +29,17 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path):
     writer.communicate()
     assert file.read_bytes() == b"old"
     assert len(litter(tmp_path)) == 1, "the half file has a name of its own"
+    (tmp_path/"checkpoints").mkdir()
+    (tmp_path/"checkpoints"/".part-0-last.ckpt").write_text("half")
     with Run(tmp_path, {}): assert litter(tmp_path) == [".lock", ".processes.json"], "the next run sweeps it away"
+    assert litter(tmp_path/"checkpoints") == []
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda f: (order.append("synced"), fsync(f))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("renamed"), replace(a, b))[1])
+    atomic_write(tmp_path/"table.csv", "1")
+    assert order == ["synced", "renamed"]
 
 def test_full_disk_is_named_and_harmless(tmp_path):
     file = tmp_path/"table.csv"
@@ -183,6 +193,11 @@ def test_papermill_mistakes_fail_at_once_with_all_reasons(notebook):
     assert code != 0
     assert "unknown parameter 'lrr'; did you mean 'lr'? Valid: lr, flip, layers, data_dir" in err
     assert "parameter 'flip': 3 is not true or false" in err
+
+def test_a_misspelt_name_that_some_module_uses_for_its_value_is_no_import(notebook):
+    "`stat.S_IXOTH` is the integer 1, and so is every other 1 of this Python"
+    code, err, _ = papermill(notebook, "-p", "S_IXOTH", "1")
+    assert code != 0 and "unknown parameter 'S_IXOTH'" in err
 
 def test_parameter_files_of_other_systems(tmp_path):
     class P(Params):

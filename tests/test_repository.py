@@ -147,6 +147,13 @@ def test_the_study_notebooks_are_there():
 def test_papermill_finds_the_parameters(path):
     assert papermill.inspect_notebook(str(path)), "no cell tagged 'parameters': papermill would ignore -p without a word"
 
+@pytest.mark.parametrize("path", STUDY, ids=names(STUDY))
+def test_papermill_knows_every_parameter(path):
+    "papermill reads each assignment with its comment by a pattern of its own; a `=` in the comment hides the name from it"
+    [cell] = [c for c in read_cells(path) if "parameters" in c["metadata"].get("tags", [])]
+    assigned = [t.id for n in ast.parse(joined(cell["source"])).body for t in n.targets]
+    assert list(papermill.inspect_notebook(str(path))) == assigned
+
 @pytest.mark.parametrize("path", SETS, ids=names(SETS))
 def test_parameter_sets_fit_their_notebooks(path):
     text = path.read_text(encoding="utf-8")
