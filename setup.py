@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
@@ -21,12 +21,12 @@ setup(
     author_email=settings["author_email"],
     url=settings["git_url"],
     license="Apache-2.0",
-    packages=[settings["lib_path"]],
+    packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     package_data={settings["lib_path"]: ["released/*", "py.typed"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split(), "peers": settings["peer_requirements"].split(),
-                    "data": settings["data_requirements"].split(), "fast": settings["fast_requirements"].split()},
+    extras_require={extra: settings[f"{key}_requirements"].split() for extra, key in
+                    (("dev", "dev"), ("baselines", "baseline"), ("data", "data"), ("fast", "fast"))},
     entry_points={"nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

@@ -1,11 +1,11 @@
-"""Times the alignment of files to files against decoding the same films and encoding the same aligned images.
+"""Times the alignment of files to files against decoding the same images and encoding the same aligned images.
 
     CXR_STN_DATA=folder python benchmarks/alignment_files.py [--copies 4] [--repetitions 3]
 
-All rates are images per second and core: images over processor time, in the median of interleaved rounds. `align_films` is
-what nbs/align.ipynb does: read, check, prepare, find the frame, draw, write the picture and its record. Its peers are the least
-that any such program has to do: bare OpenCV decoding of the film and encoding of the aligned image; and the network alone.
-Films: copies of the originals (1024 px) of nih14-sample, else phantoms of 512 px; to the aligner's own frame and to a large one.
+All rates are images per second and core: images over processor time, in the median of interleaved rounds. `align_dataset` is
+what nbs/align.ipynb does: read, check, preprocess, predict the frame, warp, write the image and its record. Its baselines are the least
+that any such program has to do: bare OpenCV decoding of the image and encoding of the aligned image; and the network alone.
+Images: copies of the originals (1024 px) of nih14-sample, else phantoms of 512 px; to the aligner's own frame and to a large one.
 """
 import sys
 from pathlib import Path
@@ -19,25 +19,26 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.timing import command_line, data_folder, per_second, processor_seconds, report, scratch
-from cxr_stn.aligning import align_films
-from cxr_stn.films import load_films, load_folder
-from cxr_stn.images import write_png
+from benchmarks.timing import command_line, data_folder, per_second, processor_seconds, write_report, scratch
+from cxr_stn.data.images import write_png
+from cxr_stn.data.datasets import load_folder
+from cxr_stn.sources import load_dataset
 from cxr_stn.inference import Aligner
+from cxr_stn.aligner.batch import align_dataset
 
 LARGE = (960, 768)
 
 
 def make_folder(folder, copies):
-    "A folder of films as files, and what they are."
+    "A folder of images as files, and what they are."
     folder.mkdir()
     data = data_folder()
     if data:
         for k in range(copies):
             for path in sorted((data / "nih14-sample" / "originals").glob("*.png")): shutil.copy(path, folder / f"{k}-{path.name}")
         return "originals of nih14-sample"
-    films = load_films("phantom", n_films=18 * copies, size=512)
-    for i in range(len(films)): write_png(folder / f"{i}.png", films.read(i))
+    dataset = load_dataset("phantom", n_images=18 * copies, size=512)
+    for i in range(len(dataset)): write_png(folder / f"{i}.png", dataset.read(i))
     return "phantoms of 512 px"
 
 
@@ -49,25 +50,25 @@ def main():
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     rows = []
-    with scratch() as place:
-        name = make_folder(place / "films", given.copies)
-        films, aligner = load_folder(place / "films"), Aligner.load()
-        paths, done = [Path(path) for path in films.table["path"]], iter(range(10**6))
-        for shape in (aligner.output_shape, LARGE):
-            first = align_films(films, aligner, place / f"first{shape}", place / "films", shape)
-            if (first["status"] != "aligned").any(): sys.exit("some films could not be aligned")
-            aligned = [cv2.imread(str(place / f"first{shape}" / file), cv2.IMREAD_UNCHANGED) for file in first["file"]]
-            squares = np.stack([aligner.prepare(films.read(i)) for i in range(len(films))])
+    with scratch() as folder:
+        name = make_folder(folder / "images", given.copies)
+        dataset, aligner = load_folder(folder / "images"), Aligner.load()
+        paths, done = [Path(path) for path in dataset.table["path"]], iter(range(10**6))
+        for shape in (aligner.frame_size, LARGE):
+            first = align_dataset(dataset, aligner, folder / f"first{shape}", folder / "images", shape)
+            if (first["status"] != "aligned").any(): sys.exit("some images could not be aligned")
+            aligned = [cv2.imread(str(folder / f"first{shape}" / file), cv2.IMREAD_UNCHANGED) for file in first["file"]]
+            inputs = np.stack([aligner.preprocess(dataset.read(i)) for i in range(len(dataset))])
             def decode(): return [cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) for path in paths]
             def encode(): return [cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1]) for image in aligned]
             works = {"decoding and encoding alone": lambda: (decode(), encode()), "decoding alone": decode,
-                     "the network alone": lambda: aligner.find(squares),
-                     "files to files": lambda: align_films(films, aligner, place / f"run{next(done)}", place / "films", shape)}
-            rates = per_second(works, dict.fromkeys(works, len(films)), given.repetitions, processor_seconds)
-            peer = rates["decoding and encoding alone"]
-            rows += [(f"{shape[0]} x {shape[1]}", stage, rate, rate / peer) for stage, rate in rates.items()]
+                     "the network alone": lambda: aligner.predict(inputs),
+                     "files to files": lambda: align_dataset(dataset, aligner, folder / f"run{next(done)}", folder / "images", shape)}
+            rates = per_second(works, dict.fromkeys(works, len(dataset)), given.repetitions, processor_seconds)
+            baseline = rates["decoding and encoding alone"]
+            rows += [(f"{shape[0]} x {shape[1]}", stage, rate, rate / baseline) for stage, rate in rates.items()]
     table = pd.DataFrame(rows, columns=["aligned images", "work", "images / s / core", "times decoding and encoding alone"])
-    report("alignment_files", f"{len(films)} files, {name}; {aligner}", table, ["torch", "opencv-python-headless"])
+    write_report("alignment_files", f"{len(dataset)} files, {name}; {aligner}", table, ["torch", "opencv-python-headless"])
 
 
 if __name__ == "__main__": main()

@@ -1,12 +1,12 @@
-"""Times everything between a film's file and the network: decoding, the prepared cache, the loader, augmentation.
+"""Times everything between an image's file and the network: decoding, the image cache, the loader, augmentation.
 
     CXR_STN_DATA=folder python benchmarks/input.py [--repetitions 3]
 
 All rates are images per second and core: images over the processor time of all processes that took part, in the median of
-interleaved rounds. Each stage stands beside its peer: decoders beside bare OpenCV on the same bytes, the cache beside a
-copy of the same bytes in memory and beside bare decoding, the batched augmentation beside albumentations film by film.
-Decoders that are not installed are left out; to have them all: pip install pyspng imagecodecs. Films: the 18 originals of
-nih14-sample for decoding, its 798 films, repeated, for the cache; without CXR_STN_DATA phantoms, enlarged to 1024 pixels.
+interleaved rounds. Each stage stands beside its baseline: decoders beside bare OpenCV on the same bytes, the cache beside a
+copy of the same bytes in memory and beside bare decoding, the batched augmentation beside albumentations image by image.
+Decoders that are not installed are left out; to have them all: pip install pyspng imagecodecs. Images: the 18 originals of
+nih14-sample for decoding, its 798 images, repeated, for the cache; without CXR_STN_DATA phantoms, enlarged to 1024 pixels.
 """
 import sys
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import io
-import statistics
 import time
 from functools import partial
 
@@ -25,12 +24,15 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_png
 
-from benchmarks.timing import command_line, data_folder, interleaved, per_second, processor_seconds, report, scratch
-from cxr_stn.arms import ArmFilms, Augmentation, AugmentParams
-from cxr_stn.augment import BatchViews, Views, ViewSettings
-from cxr_stn.films import Prepared, PreparedRows, load_films, load_folder, prepare, prepare_film
-from cxr_stn.images import read_image, write_png
-from cxr_stn.training import FilmViews, TrainParams, loader, view_settings
+from benchmarks.timing import command_line, data_folder, per_second, processor_seconds, write_report, scratch
+from cxr_stn.data.images import read_image, write_png
+from cxr_stn.data.datasets import load_folder
+from cxr_stn.data.cache import build_cache, CachedRows, ImageCache, preprocess_image
+from cxr_stn.data.augment import AlbumentationsAugment, augment_config, BatchAugment
+from cxr_stn.sources import load_dataset
+from cxr_stn.trainer import loader
+from cxr_stn.aligner.data import AugmentedDataset, TrainParams
+from cxr_stn.classifier.arms import ArmDataset, Augmentation, InputParams
 
 SIZE, CACHED, BATCH = 224, 3200, 32
 
@@ -64,28 +66,28 @@ def is_exact(pixels, wanted):
     return np.array_equal(np.squeeze(pixels), wanted)
 
 
-def find_films(folder):
-    "Folder of 1024-pixel files, films for the cache, and what they are."
+def find_dataset(folder):
+    "Folder of 1024-pixel files, images for the cache, and what they are."
     data = data_folder()
-    if data: return data / "nih14-sample" / "originals", load_films("nih", data / "nih14-sample"), "nih14-sample"
-    films = load_films("phantom", n_films=200, size=SIZE)
-    for i in range(12): write_png(folder / f"{i}.png", cv2.resize(films.read(i), (1024, 1024), interpolation=cv2.INTER_CUBIC))
-    return folder, films, "the phantom"
+    if data: return data / "nih14-sample" / "originals", load_dataset("nih", data / "nih14-sample"), "nih14-sample"
+    dataset = load_dataset("phantom", n_images=200, size=SIZE)
+    for i in range(12): write_png(folder / f"{i}.png", cv2.resize(dataset.read(i), (1024, 1024), interpolation=cv2.INTER_CUBIC))
+    return folder, dataset, "the phantom"
 
 
-def repeated(prepared, folder):
-    "As many prepared films as the cache of this benchmark holds, in a file of their own."
-    rows = np.arange(CACHED) % len(prepared)
+def repeated(cache, folder):
+    "As many cached images as the cache of this benchmark holds, in a file of their own."
+    rows = np.arange(CACHED) % len(cache)
     path = folder / "repeated.u8"
     with open(path, "wb") as out:
-        for some in np.array_split(rows, 20): out.write(prepared.images[some].tobytes())
-    images = np.memmap(path, np.uint8, "r", shape=(CACHED, *prepared.images.shape[1:]))
-    return Prepared(images, prepared.films.select(rows % len(prepared)), prepared.failures)
+        for some in np.array_split(rows, 20): out.write(cache.images[some].tobytes())
+    images = np.memmap(path, np.uint8, "r", shape=(CACHED, *cache.images.shape[1:]))
+    return ImageCache(images, cache.dataset.select(rows % len(cache)), cache.failures)
 
 
 def decoding_rates(paths, repetitions):
-    "Images per second and core of every decoder and of this package's reading and preparing; names of inexact decoders."
-    content, films = [path.read_bytes() for path in paths], load_folder(paths[0].parent)
+    "Images per second and core of every decoder and of this package's reading and preprocessing; names of inexact decoders."
+    content, dataset = [path.read_bytes() for path in paths], load_folder(paths[0].parent)
     wanted = [opencv(data) for data in content]
     every, wrong = decoders(), []
     for name, decode in every.items():
@@ -94,7 +96,7 @@ def decoding_rates(paths, repetitions):
     works = {name: all_of(decode) for name, decode in every.items()}
     works |= {"bytes from the page cache": lambda: [path.read_bytes() for path in paths],
               "read_image (checked, grey)": lambda: [read_image(path) for path in paths],
-              f"prepare_film to {SIZE} px": lambda: [prepare_film(films, i, SIZE) for i in range(len(films))]}
+              f"preprocess_image to {SIZE} px": lambda: [preprocess_image(dataset, i, SIZE) for i in range(len(dataset))]}
     return per_second(works, dict.fromkeys(works, len(paths)), repetitions), wrong
 
 
@@ -106,48 +108,48 @@ def run_through(batches):
     for batch in batches: pass
 
 
-def cache_rates(prepared, repetitions):
+def cache_rates(cache, repetitions):
     "Images per second and core: a copy in memory, rows of the cache, batches; and on the clock of the batches."
-    rows, out, memory = np.random.default_rng(0).permutation(len(prepared)), np.empty((SIZE, SIZE), np.uint8), np.array(prepared.images)
-    films = FilmViews(PreparedRows(prepared, np.arange(len(prepared))), None)
-    settings = AugmentParams(output_size=SIZE, prepare_size=SIZE)
-    labelled = ArmFilms(prepared, torch.eye(2, 3).expand(len(prepared), 2, 3), np.arange(len(prepared)), Augmentation(settings))
+    rows, out, memory = np.random.default_rng(0).permutation(len(cache)), np.empty((SIZE, SIZE), np.uint8), np.array(cache.images)
+    dataset = AugmentedDataset(CachedRows(cache, np.arange(len(cache))), None)
+    settings = InputParams(input_size=SIZE, cache_size=SIZE)
+    labelled = ArmDataset(cache, torch.eye(2, 3).expand(len(cache), 2, 3), np.arange(len(cache)), Augmentation(settings))
     def batches(dataset, workers):
         return run_through(loader(dataset, TrainParams(batch_size=BATCH, num_workers=workers, input_size=SIZE)))
     works = {"memcpy of the same bytes": lambda: copy_rows(memory, rows, out),
-             "cache, rows shuffled": lambda: copy_rows(prepared.images, rows, out),
-             "cache, batches for the aligner": lambda: batches(films, 0),
+             "cache, rows shuffled": lambda: copy_rows(cache.images, rows, out),
+             "cache, batches for the aligner": lambda: batches(dataset, 0),
              "cache, batches for the classifier": lambda: batches(labelled, 0),
-             "cache, batches for the aligner, 2 workers": lambda: batches(films, 2)}
-    counts = dict.fromkeys(works, len(prepared))
+             "cache, batches for the aligner, 2 workers": lambda: batches(dataset, 2)}
+    counts = dict.fromkeys(works, len(cache))
     rates = per_second(works, counts, repetitions, processor_seconds)
     clock = {name: works[name] for name in works if "aligner" in name}
     return rates, per_second(clock, counts, repetitions, time.perf_counter)
 
 
-def augmentation_rates(prepared, repetitions):
-    "Views per second and core: albumentations film by film, and in batches on the device."
-    both = TrainParams(views="albumentations", **dict.fromkeys(
-        ("stretch", "invert_p", "mirror_p", "field_p", "local_contrast_p", "blur_p", "erase_p"), 0))
-    films = [image.astype(np.float32) / 255 for image in prepared.images[:BATCH]]
-    tensor, draws = torch.from_numpy(np.stack(films))[:, None], torch.rand(BATCH, 64, generator=torch.Generator().manual_seed(0))
-    views, devices = Views(view_settings(both)), ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    works = {"albumentations, film by film": lambda: [views(film, seed) for seed, film in enumerate(films)]}
+def augmentation_rates(cache, repetitions):
+    "Views per second and core: albumentations image by image, and in batches on the device."
+    both = TrainParams(augment_backend="albumentations", **dict.fromkeys(
+        ("anisotropy", "invert_p", "mirror_p", "bias_field_p", "local_contrast_p", "blur_p", "erase_p"), 0))
+    dataset = [image.astype(np.float32) / 255 for image in cache.images[:BATCH]]
+    tensor, uniforms = torch.from_numpy(np.stack(dataset))[:, None], torch.rand(BATCH, 64, generator=torch.Generator().manual_seed(0))
+    rates, devices = AlbumentationsAugment(augment_config(both)), ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    works = {"albumentations, image by image": lambda: [rates(image, seed) for seed, image in enumerate(dataset)]}
     for device in devices:
         for name, params in (("same changes", both), ("all changes of the recipe", TrainParams())):
-            make, images, numbers = BatchViews(view_settings(params), SIZE).to(device), tensor.to(device), draws.to(device)
-            works[f"batch on the {device}, {name}"] = partial(make_views, make, images, numbers)
+            make, images, numbers = BatchAugment(augment_config(params), SIZE).to(device), tensor.to(device), uniforms.to(device)
+            works[f"batch on the {device}, {name}"] = partial(make_augmented, make, images, numbers)
     return per_second(works, dict.fromkeys(works, BATCH), repetitions, time.perf_counter if devices[1:] else time.process_time)
 
 
-def make_views(make, images, draws):
-    make(images, draws)
+def make_augmented(make, images, uniforms):
+    make(images, uniforms)
     if images.is_cuda: torch.cuda.synchronize()
 
 
-def lines(rates, peer, to):
+def lines(rates, baseline, to):
     "Rows of the table, with the ratio to one of the rates."
-    return [(stage, rate, rate / peer, to) for stage, rate in rates.items()]
+    return [(stage, rate, rate / baseline, to) for stage, rate in rates.items()]
 
 
 def main():
@@ -157,27 +159,27 @@ def main():
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with scratch() as folder:
-        originals, films, name = find_films(folder)
+        originals, dataset, name = find_dataset(folder)
         paths = sorted(originals.glob("*.png"))
         decoded, wrong = decoding_rates(paths, given.repetitions)
         start = time.process_time()
-        prepared = prepare(films, SIZE, folder / "cache", 1)
-        built = len(films) / (time.process_time() - start)
-        cached, clock = cache_rates(repeated(prepared, folder), given.repetitions)
-        views = augmentation_rates(prepared, given.repetitions)
+        cache = build_cache(dataset, SIZE, folder / "cache", 1)
+        built = len(dataset) / (time.process_time() - start)
+        cached, clock = cache_rates(repeated(cache, folder), given.repetitions)
+        rates = augmentation_rates(cache, given.repetitions)
     rows = lines(decoded, decoded["OpenCV"], "bare OpenCV on originals")
     batches = [name for name in cached if "batches" in name]
     rows += lines(cached, cached["memcpy of the same bytes"], "memcpy")
     rows += lines({name: cached[name] for name in batches}, decoded["OpenCV"], "bare OpenCV on originals")
     workers = [name for name in clock if "workers" in name]
     rows += lines({f"{name}, on the clock": clock[name] for name in workers}, clock["cache, batches for the aligner"], "no workers, on the clock")
-    rows += lines(views, views["albumentations, film by film"], "albumentations")
+    rows += lines(rates, rates["albumentations, image by image"], "albumentations")
     table = pd.DataFrame(rows, columns=["stage", "images / s / core", "ratio", "to"])
     exact = f"inexact: {', '.join(wrong)}" if wrong else "all decoders give the same pixels"
-    about = (f"{len(paths)} originals of {name}; {CACHED} prepared films of {SIZE} px "
+    description = (f"{len(paths)} originals of {name}; {CACHED} cached images of {SIZE} px "
              f"({CACHED * SIZE**2 / 2**20:.0f} MiB) in batches of {BATCH}; {exact}")
-    report("input", about, table, ["opencv-python-headless", "pillow", "torchvision", "pyspng", "imagecodecs", "albumentations", "torch"],
-           f"The cache was built from {len(films)} films, at {built:.0f} films / s / core.")
+    write_report("input", description, table, ["opencv-python-headless", "pillow", "torchvision", "pyspng", "imagecodecs", "albumentations", "torch"],
+           f"The cache was built from {len(dataset)} images, at {built:.0f} images / s / core.")
 
 
 if __name__ == "__main__": main()

@@ -1,13 +1,13 @@
-"""Times the clustered comparison of two arms against pauc and MLstatkit, on the same films, findings and scores.
+"""Times the clustered comparison of two arms against pauc and MLstatkit, on the same images, findings and scores.
 
-    python benchmarks/statistics.py [--films 25596] [--repetitions 5] [--seed 0]
+    python benchmarks/statistics.py [--images 25596] [--repetitions 5] [--seed 0]
 
 Each program compares two arms on 14 findings: both AUROCs with intervals and the p value of their difference. The
-peers take every film for a patient; `compare_arms` does the same once (their figures must agree) and once with films
+baselines take every image for a patient; `compare_arms` does the same once (their figures must agree) and once with images
 clustered in patients. All take turns. Printed: processor time of each (the least of the repetitions, which another
 program on the same machine disturbs least), its ratio to the clustered comparison, and by how much its AUROCs and p
 values differ from those without clusters. The folder that CXR_STN_DATA names gives the labels and patients of the real
-test films; without it, the phantom's are used.
+test images; without it, the phantom's are used.
 """
 import sys
 from pathlib import Path
@@ -20,19 +20,20 @@ import os
 import numpy as np
 import pandas as pd
 
-from benchmarks.timing import command_line, interleaved, report
-from cxr_stn.chestxray14 import FINDINGS
-from cxr_stn.phantom import Phantom
-from cxr_stn.statistics import SimulationParams, compare_arms, simulate_scores, simulation_films
+from benchmarks.timing import command_line, interleaved, write_report
+from cxr_stn.data.chestxray14 import FINDINGS
+from cxr_stn.phantom.dataset import Phantom
+from cxr_stn.study.auroc import compare_arms
+from cxr_stn.study.simulation import simulate_scores, simulation_images, SimulationParams
 
 
-def films(count):
+def images(count):
     "Patients and labels, and where they are from."
     folder = Path(os.environ.get("CXR_STN_DATA", "")) / "nih14-sample"
     if os.environ.get("CXR_STN_DATA") and folder.is_dir():
-        table = simulation_films(SimulationParams(data="nih", data_dir=str(folder)))
-        return table.iloc[:count], "patients and labels of the test films of ChestX-ray14"
-    return Phantom(n_films=count, seed=0, films_per_patient=9).table, "patients and labels of the phantom"
+        table = simulation_images(SimulationParams(data="nih", data_dir=str(folder)))
+        return table.iloc[:count], "patients and labels of the test images of ChestX-ray14"
+    return Phantom(n_images=count, seed=0, images_per_patient=9).table, "patients and labels of the phantom"
 
 
 def pauc_compare(a, b, labels):
@@ -62,11 +63,11 @@ def ours(a, b, labels, patients=None):
 
 def main():
     ask = command_line(__doc__)
-    ask.add_argument("--films", type=int, default=25596)
+    ask.add_argument("--images", type=int, default=25596)
     ask.add_argument("--repetitions", type=int, default=5)
     ask.add_argument("--seed", type=int, default=0)
     given = ask.parse_args()
-    table, source = films(given.films)
+    table, source = images(given.images)
     labels, rng = table[list(FINDINGS)].to_numpy(), np.random.default_rng(given.seed)
     codes = pd.factorize(table["patient"])[0]
     a, b = np.moveaxis(np.stack([simulate_scores(y, codes, rng) for y in labels.T], 2), 1, 0)
@@ -80,8 +81,8 @@ def main():
     rows = [dict(program=name, seconds=seconds, ratio=seconds / base,
                  differs=f"{np.nanmax(np.abs(found[name] - naive)):.1e}" if name != "compare_arms, by patient" else "another test")
             for name, seconds in least.items()]
-    about = f"{len(table)} films of {codes.max() + 1} patients x {labels.shape[1]} findings, two arms; {source}"
-    report("statistics", about, pd.DataFrame(rows).rename(columns={"differs": "differs from naive by"}), ["numpy", "scikit-learn", "pauc", "MLstatkit"])
+    description = f"{len(table)} images of {codes.max() + 1} patients x {labels.shape[1]} findings, two arms; {source}"
+    write_report("statistics", description, pd.DataFrame(rows).rename(columns={"differs": "differs from naive by"}), ["numpy", "scikit-learn", "pauc", "MLstatkit"])
 
 
 if __name__ == "__main__": main()

@@ -68,7 +68,7 @@ def hardware(packages):
 
 
 def data_folder():
-    "The folder of real films that CXR_STN_DATA names, or None."
+    "The folder of real images that CXR_STN_DATA names, or None."
     folder = os.environ.get("CXR_STN_DATA")
     return Path(folder) if folder and Path(folder, "nih14-sample").is_dir() else None
 
@@ -84,12 +84,12 @@ def scratch():
     with tempfile.TemporaryDirectory(prefix="cxr_stn-benchmark-") as folder: yield Path(folder)
 
 
-def report(name, about, table, packages, notes=""):
+def write_report(name, description, table, packages, notes=""):
     "Print a table with the hardware it is of, and write both to results/benchmarks/NAME.md."
     command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
     digits = ["g" if pd.api.types.is_numeric_dtype(kind) else "" for kind in table.dtypes]
     printed = table.to_markdown(index=False, floatfmt=[f".4{d}" if d else "" for d in digits])
-    text = "\n\n".join(part for part in (f"`{command}`: {about}. {hardware(packages)}.", printed, notes) if part) + "\n"
+    text = "\n\n".join(part for part in (f"`{command}`: {description}. {hardware(packages)}.", printed, notes) if part) + "\n"
     print(text, flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")

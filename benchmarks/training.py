@@ -3,10 +3,10 @@
     CXR_STN_DATA=folder python benchmarks/training.py [--steps 12] [--rounds 3] [--input-size 64] [--batch-size 8] [--compile]
 
 Both loops begin from the same weights and must log the same losses; short runs of both alternate. A step is everything from
-one batch to the next: loading, views, losses, gradients, clipping, optimiser, averaged weights, log. Printed: processor time
+one batch to the next: loading, augmentation, losses, gradients, clipping, optimiser, averaged weights, log. Printed: processor time
 of the median step and its ratio to the bare loop; then the loop with the weights in the other order in memory, and with the
 perceptual loss switched on; with --compile also compiled by torch.compile (on the clock, after two minutes of compiling).
-Small films and batches show the loop's own cost rather than hide it. Films: the training films of nih14-sample, else phantoms.
+Small images and batches show the loop's own cost rather than hide it. Images: the training images of nih14-sample, else phantoms.
 """
 import sys
 from pathlib import Path
@@ -21,10 +21,12 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from benchmarks.timing import command_line, data_folder, report, scratch
-from cxr_stn.arms import prepare_arm
-from cxr_stn.classification import ClassifierData, ClassifierTraining, ClassifyParams
-from cxr_stn.training import AlignerData, AlignerTraining, EpochLog, TrainParams, bare_trainer, quiet, set_up
+from benchmarks.timing import command_line, data_folder, write_report, scratch
+from cxr_stn.trainer import bare_trainer, EpochLog, quiet
+from cxr_stn.aligner.data import AlignerData, TrainParams
+from cxr_stn.aligner.training import AlignerTraining
+from cxr_stn.classifier.arms import build_arm_cache
+from cxr_stn.classifier.training import ClassifierData, ClassifierTraining, ClassifyParams
 
 COMPARED = "bare PyTorch loop"
 
@@ -59,7 +61,7 @@ def bare_steps(make, data, params, steps, clock):
         optimizer.zero_grad()
         losses = module.training_step(batch, number)
         losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]), params.gradient_clip)
+        torch.nn.utils.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]), params.clip_grad_norm)
         optimizer.step()
         schedule.step()
         if hasattr(module, "average"): module.average.update(module.network, step=number + 1)
@@ -85,19 +87,19 @@ def compare(name, make, data, params, given, folder):
     return [row(f"{name}: {COMPARED}", bare, bare, COMPARED), row(f"{name}: Lightning", ours, bare, COMPARED)]
 
 
-def row(name, times, peer, to):
-    "Milliseconds of the median step, and its ratio to a peer's."
+def row(name, times, baseline, to):
+    "Milliseconds of the median step, and its ratio to a baseline's."
     middle = statistics.median(times)
-    return name, 1000 * middle, middle / statistics.median(peer), to
+    return name, 1000 * middle, middle / statistics.median(baseline), to
 
 
 def variants(name, modules, data, params, given, clock=time.process_time):
-    "Rows of the table: the bare loop in several variants, in turn; the first is the peer."
+    "Rows of the table: the bare loop in several variants, in turn; the first is the baseline."
     times = {label: [] for label in modules}
     for _ in range(given.rounds):
         for label, make in modules.items(): times[label] += bare_steps(make, data, params, given.steps, clock)[0][2:].tolist()
-    peer = next(iter(times))
-    return [row(f"{name}: {label}", some, times[peer], peer) for label, some in times.items() if label != peer]
+    baseline = next(iter(times))
+    return [row(f"{name}: {label}", some, times[baseline], baseline) for label, some in times.items() if label != baseline]
 
 
 def maker(kind, params, *rest, **more):
@@ -123,32 +125,32 @@ def main():
     ask.add_argument("--compile", action="store_true")
     given = ask.parse_args()
     folder = data_folder()
-    films = dict(data="nih", data_dir=str(folder / "nih14-sample"), n_films=400) if folder else dict(n_films=300)
+    images = dict(data="nih", data_dir=str(folder / "nih14-sample"), n_images=400) if folder else dict(n_images=300)
     size = given.input_size
-    shared = films | dict(batch_size=given.batch_size, accelerator="cpu", epochs=1)
+    shared = images | dict(batch_size=given.batch_size, accelerator="cpu", epochs=1)
     torch.set_num_threads(1)
-    with scratch() as place, quiet():
-        shared["cache_dir"] = str(place / "cache")
-        params = TrainParams(**shared, input_size=size, output_height=size, output_width=size, n_phantoms=120)
+    with scratch() as temporary, quiet():
+        shared["cache_dir"] = str(temporary / "cache")
+        params = TrainParams(**shared, input_size=size, frame_height=size, frame_width=size, n_phantoms=120)
         data = AlignerData(params)
-        rows = compare("aligner", maker(AlignerTraining, params), data, params, given, place)
-        classify = ClassifyParams(**shared, output_size=size, prepare_size=size, images="standard")
-        prepared = prepare_arm(classify)
-        labelled = ClassifierData(classify, prepared, torch.eye(2, 3).expand(len(prepared), 2, 3).contiguous())
+        rows = compare("aligner", maker(AlignerTraining, params), data, params, given, temporary)
+        classify = ClassifyParams(**shared, input_size=size, cache_size=size, images="standard")
+        cache = build_arm_cache(classify)
+        labelled = ClassifierData(classify, cache, torch.eye(2, 3).expand(len(cache), 2, 3).contiguous())
         prevalence = labelled.labels("train").mean(0).tolist()
-        rows += compare("classifier", maker(ClassifierTraining, classify, prevalence), labelled, classify, given, place)
+        rows += compare("classifier", maker(ClassifierTraining, classify, prevalence), labelled, classify, given, temporary)
         rows += variants("aligner", {"channels-last, no perceptual loss": maker(AlignerTraining, params),
                                      "channels first": maker(AlignerTraining, params, channels_last=False),
-                                     "with perceptual loss": maker(AlignerTraining, params, feature_weight=1.0)}, data, params, given)
+                                     "with perceptual loss": maker(AlignerTraining, params, perceptual_weight=1.0)}, data, params, given)
         if given.compile:
             rows += variants("aligner", {"not compiled, on the clock": kept(maker(AlignerTraining, params)),
                                          "compiled, on the clock": kept(maker(AlignerTraining, params, compile=True))},
                              data, params, given, time.perf_counter)
     table = pd.DataFrame(rows, columns=["step", "ms", "ratio", "to"])
-    about = (f"films of {size} px of {data.prepared.films.name}, {params.batch_size} of them and {2 * params.batch_size} phantoms a step "
+    description = (f"images of {size} px of {data.cache.dataset.name}, {params.batch_size} of them and {2 * params.batch_size} phantoms a step "
              f"of the aligner, {params.batch_size} a step of the classifier, both {params.backbone}; "
              f"{given.rounds} rounds of {given.steps} steps, one thread")
-    report("training", about, table, ["torch", "pytorch-lightning", "timm"], "Both loops logged the same losses.")
+    write_report("training", description, table, ["torch", "pytorch-lightning", "timm"], "Both loops logged the same losses.")
 
 
 if __name__ == "__main__": main()

@@ -1,5 +1,14 @@
-"""Hypothesis draws the same examples in every run, and a slow machine is no failure."""
+"""Real images where they are; the same examples in every run."""
+import pytest
+from helpers import DATA
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_runtest_setup(item):
+    "Skip a test marked `data` unless CXR_STN_DATA names a folder that holds what it needs"
+    for mark in item.iter_markers("data"):
+        if missing := [name for name in mark.args if not (DATA/name).exists()]:
+            pytest.skip(f"CXR_STN_DATA names no folder with {', '.join(missing)}")

@@ -1,12 +1,14 @@
-"""What several test files need: processes, films, an aligner, and a pickle that gives itself away."""
+"""What several test files need: paths, processes, papermill, images, an aligner, and a pickle that gives itself away."""
 import os, subprocess, sys, textwrap
 from pathlib import Path
 
 import cv2, numpy as np, torch
 
-from cxr_stn.networks import AlignerNetwork, save_network
+from cxr_stn.aligner.networks import AlignerNetwork
+from cxr_stn.aligner.checkpoints import save_network
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("CXR_STN_DATA") or "missing")    # where real images are; tests marked `data` need it
 
 
 def environment():
@@ -20,19 +22,28 @@ def python(code, *words):
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, words)], text=True, env=environment(), **pipes)
 
 
-def draw(seed=0, shape=(50, 40)):
-    "A smooth random film, uint8, from 0 to 255"
+def papermill(notebook, out, *words, cwd=ROOT, wrong=False, threads=1, **params):
+    "Run a notebook by papermill's command line; what it printed. Fails unless the notebook ends well or, if `wrong`, fails"
+    words = [*words, *(w for name, value in params.items() for w in ("-p", name, value))]
+    done = subprocess.run([sys.executable, "-m", "papermill", *map(str, (notebook, out, "--no-progress-bar", *words))], text=True,
+                          capture_output=True, cwd=cwd, env=environment() | {"OMP_NUM_THREADS": str(threads)}, timeout=900)
+    assert (done.returncode != 0) == wrong, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def random_image(seed=0, shape=(50, 40)):
+    "A smooth random image, uint8, from 0 to 255"
     noise = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
 
 
-def save_aligner(path, seed=0, **facts):
-    "A small aligner that was never trained, but answers differently for every film"
+def save_aligner(path, seed=0, **metadata):
+    "A small aligner that was never trained, but answers differently for every image"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = AlignerNetwork(weights="none", input_size=32, output_height=30, output_width=24)
+        network = AlignerNetwork(weights="none", input_size=32, frame_height=30, frame_width=24)
         torch.nn.init.normal_(network.localiser.answer.weight, std=.01)
-    save_network(path, network, **facts)
+    save_network(path, network, **metadata)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Pictures of real radiographs, unaligned beside aligned by the released aligner.
+"""Images of real radiographs, unaligned beside aligned by the released aligner.
 
     CXR_STN_DATA=folder python tools/figures.py
 
@@ -15,10 +15,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from cxr_stn.evaluation import Method, make_method, mean_films, read_all
-from cxr_stn.films import load_masked, load_nih
-from cxr_stn.images import to_unit
-from cxr_stn.inference import Aligner, resample
+from cxr_stn.resampling import resample
+from cxr_stn.data.images import to_unit
+from cxr_stn.data.datasets import evenly_spaced, load_chestxray14, load_masked
+from cxr_stn.inference import Aligner
+from cxr_stn.evaluation.tables import make_method, Method, read_all
+from cxr_stn.evaluation.figures import plot_mean_images
 
 RESULTS = Path(__file__).resolve().parent.parent/"results"
 SETS = ("lungmask-dev", "nih14-sample")
@@ -36,25 +38,25 @@ def two_methods(aligner, shape):
     "Whole image in the output frame, and aligned"
     letterbox = make_method("letterbox", shape, None)
     letterbox.name = "unaligned"
-    return [letterbox, Method("aligned", lambda image: aligner(image, shape).matrix, letterbox.place)]
+    return [letterbox, Method("aligned", lambda image: aligner(image, shape).matrix, letterbox.align)]
 
 def mean_before_after(folder, aligner, shape=(300, 240)):
     "Mean of all images with lung masks, unaligned and aligned"
-    pictures, kept, _ = read_all(load_masked(folder))
+    images, kept, _ = read_all(load_masked(folder))
     masks = [kept.mask(i) for i in range(len(kept))]
-    figure = mean_films([to_unit(p) for p in pictures], two_methods(aligner, shape), shape, masks)
+    figure = plot_mean_images([to_unit(p) for p in images], two_methods(aligner, shape), shape, masks)
     for ax in figure.axes:
         for outlines in ax.collections: outlines.set(alpha=0.15, linewidth=0.5)
     return figure
 
 def before_after(folder, aligner, n=6, shape=(225, 180)):
     "Test images at even distances in the list, unaligned above and aligned below"
-    tests = load_nih(folder).select("test")
-    pictures = [tests.read(i) for i in np.linspace(0, len(tests) - 1, n).astype(int)]
+    tests = load_chestxray14(folder).select("test")
+    images = [tests.read(i) for i in evenly_spaced(len(tests), n)]
     figure, axes = plt.subplots(2, n, figsize=(1.2 * n, 3.6))
     for row, method in zip(axes, two_methods(aligner, shape)):
-        for ax, picture, matrix in zip(row, pictures, method.matrices(pictures)):
-            ax.imshow(resample(to_unit(picture), matrix, shape), cmap="gray", vmin=0, vmax=1)
+        for ax, image, matrix in zip(row, images, method.matrices(images)):
+            ax.imshow(resample(to_unit(image), matrix, shape), cmap="gray", vmin=0, vmax=1)
             ax.axis("off")
         row[0].set_title(method.name, fontsize=9, loc="left")
     figure.tight_layout(pad=0.3, h_pad=0.8)

@@ -1,8 +1,8 @@
-"""What a developer does with the notebooks: execute them, make README.md, check that all is in step.
+"""What a developer does with the notebooks: execute them, make README.md, check that all is in sync.
 
     python tools/notebooks.py execute [NAME ...]   execute notebooks in place (all of them, index last)
     python tools/notebooks.py readme               make README.md from nbs/index.ipynb
-    python tools/notebooks.py check                fail unless modules, notebooks and README.md are in step
+    python tools/notebooks.py check                fail unless modules, notebooks and README.md are in sync
                                                    and every relative link and #anchor leads somewhere
 """
 import argparse, filecmp, os, re, shutil, subprocess, sys, tempfile, time
@@ -62,7 +62,7 @@ def execute(path):
 
 def execute_all(names):
     "Execute all notebooks, or those that are named"
-    wanted, todo = {Path(n).stem for n in names}, notebooks()
+    wanted, todo = {Path(n).name.removesuffix(".ipynb") for n in names}, notebooks()
     unknown = wanted - {p.stem for p in todo}
     if unknown: raise SystemExit(f"no such notebook in nbs/: {', '.join(sorted(unknown))}")
     todo = [p for p in todo if not wanted or p.stem in wanted]
@@ -227,26 +227,26 @@ def differing(root=ROOT):
         copy = Path(folder)/root.name
         copy.mkdir()
         copy_of(root, copy)
-        for module in (copy/"cxr_stn").glob("*.py"):
+        for module in (copy/"cxr_stn").rglob("*.py"):
             if module.name != "__init__.py": module.unlink()
         nbdev("nbdev_export", copy)
         nbdev("nbdev_clean", copy)
         names = {p.relative_to(r) for r in (root, copy) for d, end in (("nbs", "ipynb"), ("cxr_stn", "py"))
-                 for p in (r/d).glob(f"*.{end}") if not p.name.startswith(".")}
+                 for p in (r/d).rglob(f"*.{end}") if not p.name.startswith(".")}
         same = lambda n: (root/n).is_file() and (copy/n).is_file() and filecmp.cmp(root/n, copy/n, shallow=False)
         return sorted(str(n) for n in names if not same(n))
 
 def check():
-    "Say what is not in step, and fail"
+    "Say what is not in sync, and fail"
     wrong = differing()
     for name in wrong: print(f"  {name} is not what nbdev_export and nbdev_clean make, or belongs to no notebook")
     stale = differing_readme()
     for name in stale: print(f"  {name} is not what `make readme` makes of nbs/index.ipynb")
     broken = broken_links()
     for name, target, why in broken: print(f"  {name}: broken link {target} ({why})")
-    if wrong or stale: raise SystemExit("not in step: run `make export readme`, look at the changes, and commit them")
+    if wrong or stale: raise SystemExit("not in sync: run `make export readme`, look at the changes, and commit them")
     if broken: raise SystemExit(f"{len(broken)} broken links")
-    print(f"modules, {len(notebooks())} notebooks and README.md are in step; every link leads somewhere")
+    print(f"modules, {len(notebooks())} notebooks and README.md are in sync; every link leads somewhere")
 
 
 if __name__ == "__main__":

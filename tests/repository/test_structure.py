@@ -1,0 +1,88 @@
+"""The house: imports run one way, modules and cells are short, the package executes no notebooks, every default is stated once."""
+import ast, importlib, json, re, statistics
+
+import pytest, yaml
+from helpers import ROOT
+
+FOUNDATIONS = ("config", "runs")     # read last, imported by everybody: their notebooks have the highest numbers
+NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9]*_*.ipynb"))
+ORDER = {path.stem.split("_", 1)[1]: int(path.stem.split("_", 1)[0]) for path in NOTEBOOKS} | {"config": -2, "runs": -1}
+
+def module_file(name): return ROOT/"cxr_stn"/f"{name.replace('.', '/')}.py"
+MODULES = [name for name in ORDER if module_file(name).exists()]
+
+def imported(name, source):
+    "The modules of this package that the source of a module imports, by their names"
+    package = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("cxr_stn")):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            path = [*base, *(node.module or "").removeprefix("cxr_stn").strip(".").split(".")]
+            whole = ".".join(part for part in path if part)
+            yield from [whole] if whole in ORDER else [f"{whole}.{alias.name}".strip(".") for alias in node.names]
+        if isinstance(node, ast.Import): yield from (a.name[8:] for a in node.names if a.name.startswith("cxr_stn."))
+
+def test_imports_are_told_apart():
+    source = "from ..data.cache import x\nfrom . import losses\nfrom cxr_stn.stn import warp\nimport cxr_stn.phantom.dataset\nimport os"
+    assert list(imported("aligner.training", source)) == ["data.cache", "aligner.losses", "stn", "phantom.dataset"]
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_arrow_of_imports_runs_against_the_chapters(name):
+    back = [other for other in imported(name, module_file(name).read_text()) if ORDER.get(other, -3) >= ORDER[name]]
+    assert back == [], f"{name} imports {back}, which come later"
+
+def test_every_numbered_notebook_but_the_first_is_a_module():
+    assert [p.name for p in NOTEBOOKS if not module_file(p.stem.split("_", 1)[1]).exists()] == ["00_the_whole_method.ipynb"]
+    assert len(MODULES) > 40
+
+def test_no_module_is_long():
+    lines = {name: len(module_file(name).read_text().splitlines()) for name in MODULES}
+    assert {name: n for name, n in lines.items() if n > 530} == {}
+
+def exported():
+    "(notebook, number of lines) of every exported cell"
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code" and source.startswith("#| export"): yield path.name, len(source.splitlines()) - 1
+
+def test_exported_cells_are_short():
+    cells = list(exported())
+    assert [cell for cell in cells if cell[1] > 40] == []
+    assert sum(n <= 25 for _, n in cells) / len(cells) >= 0.9 and statistics.median(n for _, n in cells) <= 17
+
+def test_the_package_executes_no_notebooks():
+    "What the package does works from an installed wheel, where there are no notebooks"
+    assert [name for name in MODULES if re.search(r"^\s*(import|from) (papermill|nbformat|nbclient)\b", module_file(name).read_text(), re.M)] == []
+
+PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.EvaluateParams", align="aligner.batch.AlignParams",
+                  classify="classifier.training.ClassifyParams", compare="study.comparison.CompareParams",
+                  simulation="study.simulation.SimulationParams", experiments="study.report.ExperimentsParams")
+DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}    # a tiny example of a table of runs
+
+def parameter_cell(notebook):
+    "The assignments of a notebook's parameter cell: name -> value"
+    cells = json.loads((ROOT/"nbs"/f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    [cell] = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse("".join(cell["source"])).body}
+
+def params_class(path):
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(f"cxr_stn.{module}"), name)
+
+@pytest.mark.parametrize("notebook", PARAMETERS)
+def test_every_default_is_stated_once(notebook):
+    "The cell that papermill overrides holds all parameters of its class, each with the default of the class"
+    fields = {name: field.default for name, field in params_class(PARAMETERS[notebook]).model_fields.items()}
+    assert parameter_cell(notebook) == fields
+
+@pytest.mark.parametrize("notebook", DEMONSTRATIONS)
+def test_a_demonstration_shows_every_parameter(notebook):
+    assert set(parameter_cell(notebook)) == set(params_class(DEMONSTRATIONS[notebook]).model_fields)
+
+@pytest.mark.parametrize("path", sorted((ROOT/"nbs"/"params").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_parameter_sets_name_only_what_differs(path):
+    "From the notebook that they are for: papermill puts them in place of what its cell says"
+    text = path.read_text(encoding="utf-8")
+    cell = parameter_cell(re.search(r"for (\w+)\.ipynb", text)[1])
+    assert [name for name, value in yaml.safe_load(text).items() if cell[name] == value] == []
