@@ -1,5 +1,5 @@
 """Real images where they are; the same examples in every run."""
-import pytest
+import pytest, torch
 from helpers import DATA
 from hypothesis import settings
 
@@ -12,3 +12,12 @@ def pytest_runtest_setup(item):
     for mark in item.iter_markers("data"):
         if missing := [name for name in mark.args if not (DATA/name).exists()]:
             pytest.skip(f"CXR_STN_DATA names no folder with {', '.join(missing)}")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "Torch on one thread: sums in one order"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,7 +1,7 @@
 """Aligning data sets: interruptions of every kind, broken files, changed settings, and align.ipynb as papermill runs it."""
 import json, shutil, signal, time
 
-import nbformat, numpy as np, pandas as pd, pytest, torch
+import nbformat, numpy as np, pandas as pd, pytest
 from helpers import DATA, ROOT, papermill, python, save_aligner
 
 import cxr_stn.aligner.batch as aligning
@@ -15,12 +15,7 @@ from cxr_stn.aligner.batch import align_dataset, copy_labels, read_records
 N = 24  # images of the folder that can be read
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

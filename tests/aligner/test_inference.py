@@ -13,12 +13,7 @@ from cxr_stn.aligner.checkpoints import save_network
 from cxr_stn.inference import Aligner
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 def network(pose=(.15, -.1, .7, .8, 25), rot90=0, spread=0.0, family="pose"):
     "A network with a fixed answer, or one that is spread about it"
