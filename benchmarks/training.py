@@ -134,7 +134,7 @@ def main():
         params = TrainParams(**shared, input_size=size, frame_height=size, frame_width=size, n_phantoms=120)
         data = AlignerData(params)
         rows = compare("aligner", maker(AlignerTraining, params), data, params, given, temporary)
-        classify = ClassifyParams(**shared, input_size=size, cache_size=size, images="standard")
+        classify = ClassifyParams(**shared, input_size=size, cache_size=size, arm="standard")
         cache = build_arm_cache(classify)
         labelled = ClassifierData(classify, cache, torch.eye(2, 3).expand(len(cache), 2, 3).contiguous())
         prevalence = labelled.labels("train").mean(0).tolist()
