@@ -51,7 +51,8 @@ def test_two_processes_have_the_curve_of_twice_the_batch(aligners):
     one, two = logs(aligners)
     assert list(one) == list(two) and len(one) == 2
     means = [name for name in one if not name.endswith("anchor")]  # the anchor is a statement about a batch
-    assert {"loss", "orientation", "mirrored", "equivariance", "lung_consistency", "phantom", "lungs", "pixel", "perceptual"} < set(means)
+    assert {"loss", "orientation", "mirrored", "equivariance", "lung_consistency", "pose_supervision",
+            "lung_segmentation", "pixel", "perceptual"} < set(means)
     np.testing.assert_allclose(two[means], one[means], rtol=1e-4, atol=1e-4)
     assert one["loss"].nunique() == 2, "the curve moves"
 
