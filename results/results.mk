@@ -13,7 +13,8 @@ NEEDS_DATA = @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA mus
 NIH        = -p data_dir $(CXR_STN_DATA)/nih14-sample
 LUNGMASK   = -p data_dir $(CXR_STN_DATA)/lungmask-dev
 TEMPLATE   = -p template_dir $(CXR_STN_DATA)/nih14-sample
-PRIOR      = $(wildcard runs/prior_method/aligner.safetensors)  # a baseline as soon as `make prior-method` has trained it
+# a baseline as soon as `make prior-method` has trained it; a comment behind the value would be part of it
+PRIOR      = $(wildcard runs/prior_method/aligner.safetensors)
 
 # the aligner that ships with the package: trained on the sample's training images and phantoms
 release: $(READY)
