@@ -34,8 +34,8 @@ SHELL := bash
 
 help:
 	@echo 'make test       install, check that notebooks and modules agree, run all tests   (up to 20 minutes)'
-	@echo 'make study      install, then the study on synthetic radiographs, into $(STUDY)/ (about 8 minutes)'
-	@echo 'make results    the study, and its tables into results/phantom/                  (about 8 minutes)'
+	@echo 'make study      install, then the study on synthetic radiographs, into $(STUDY)/ (about 10 minutes)'
+	@echo 'make results    the study, and its tables into results/phantom/                  (about 10 minutes)'
 	@echo 'make release    train the released aligner on real images in CXR_STN_DATA        (40 minutes)'
 	@echo 'make prior-method    train the method it is compared with on the same images     (an hour)'
 	@echo 'make results-sample  judge them on real images in CXR_STN_DATA, into results/    (5 minutes)'
