@@ -1,5 +1,5 @@
 """What several test files need: paths, processes, papermill, images, an aligner, and a pickle that gives itself away."""
-import os, subprocess, sys, textwrap
+import json, os, subprocess, sys, textwrap
 from pathlib import Path
 
 import cv2, numpy as np, torch
@@ -9,6 +9,15 @@ from cxr_stn.aligner.checkpoints import save_network
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CXR_STN_DATA") or "missing")    # where real images are; tests marked `data` need it
+
+
+def read_cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def parameter_cell(path):
+    "The source of the cell of a notebook that papermill's parameters follow"
+    [cell] = [c for c in read_cells(path) if "parameters" in c["metadata"].get("tags", [])]
+    return "".join(cell["source"])
 
 
 def environment():

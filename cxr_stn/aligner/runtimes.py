@@ -199,7 +199,7 @@ class FastNetwork:
         network: AlignerNetwork,
         precision: str = "float32", # of the convolutions; one of `PRECISIONS`
     ):
-        self.precision, side, shape = precision, network.config["input_size"], network.frame_size
+        self.precision, side, shape = precision, network.input_size, network.frame_size
         raw_and_lungs = torch.zeros(1, network.bounded.n_free), torch.zeros(1, 1, side // 4, side // 4)
         self.output = Part(LookupGraph(network), (torch.zeros(1, side, side),), shape, precision)
         self.refine = Part(RefinementGraph(network), raw_and_lungs, shape)

@@ -89,7 +89,7 @@ def locate(
 ) -> Tensor: # (B, 2, 3) normalised, input -> image
     "Where the input lies: the matrices of the arm, or in the end-to-end arm those of the transformer."
     if self.stn is None: return input_to_image
-    size = self.stn.config["input_size"]
+    size = self.stn.input_size
     reduced = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     return predict_poses(self.stn, reduced).affine
 

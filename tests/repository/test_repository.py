@@ -1,11 +1,11 @@
 """Rules of the repository: what has to be in sync, what must not be in it, and that the checks themselves can fail."""
-import ast, importlib.util, json, re, shutil, subprocess, sys
+import ast, importlib.util, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from fnmatch import fnmatch
 from pathlib import Path
 
 import nbformat, papermill, pytest, yaml
-from helpers import ROOT
+from helpers import ROOT, parameter_cell, read_cells
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -33,8 +33,6 @@ def tracked():
     if done.returncode == 0: files = [ROOT/n for n in done.stdout.split("\0") if n]
     else: files = [p for p in ROOT.rglob("*") if not {"runs", ".venv", "__pycache__"} & set(p.relative_to(ROOT).parts)]
     return [p for p in files if p.is_file()]
-
-def read_cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 def joined(text): return "".join(text) if isinstance(text, list) else str(text)
 
@@ -150,8 +148,7 @@ def test_papermill_finds_the_parameters(path):
 @pytest.mark.parametrize("path", STUDY, ids=names(STUDY))
 def test_papermill_knows_every_parameter(path):
     "papermill reads each assignment with its comment by a pattern of its own; a `=` in the comment hides the name from it"
-    [cell] = [c for c in read_cells(path) if "parameters" in c["metadata"].get("tags", [])]
-    assigned = [t.id for n in ast.parse(joined(cell["source"])).body for t in n.targets]
+    assigned = [t.id for n in ast.parse(parameter_cell(path)).body for t in n.targets]
     assert list(papermill.inspect_notebook(str(path))) == assigned
 
 @pytest.mark.parametrize("path", SETS, ids=names(SETS))

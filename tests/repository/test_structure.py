@@ -1,8 +1,8 @@
 """The house: imports run one way, modules and cells are short, the package executes no notebooks, every default is stated once."""
-import ast, importlib, json, re, statistics
+import ast, importlib, re, statistics
 
 import pytest, yaml
-from helpers import ROOT
+from helpers import ROOT, parameter_cell, read_cells
 
 FOUNDATIONS = ("config", "runs")     # read last, imported by everybody: their notebooks have the highest numbers
 NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9]*_*.ipynb"))
@@ -42,7 +42,7 @@ def test_no_module_is_long():
 def exported():
     "(notebook, number of lines) of every exported cell"
     for path in NOTEBOOKS:
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for cell in read_cells(path):
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and source.startswith("#| export"): yield path.name, len(source.splitlines()) - 1
 
@@ -60,11 +60,10 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   simulation="study.simulation.SimulationParams", experiments="study.report.ExperimentsParams")
 DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}    # a tiny example of a table of runs
 
-def parameter_cell(notebook):
+def parameters(notebook):
     "The assignments of a notebook's parameter cell: name -> value"
-    cells = json.loads((ROOT/"nbs"/f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    [cell] = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse("".join(cell["source"])).body}
+    body = ast.parse(parameter_cell(ROOT/"nbs"/f"{notebook}.ipynb")).body
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in body}
 
 def params_class(path):
     module, name = path.rsplit(".", 1)
@@ -74,15 +73,15 @@ def params_class(path):
 def test_every_default_is_stated_once(notebook):
     "The cell that papermill overrides holds all parameters of its class, each with the default of the class"
     fields = {name: field.default for name, field in params_class(PARAMETERS[notebook]).model_fields.items()}
-    assert parameter_cell(notebook) == fields
+    assert parameters(notebook) == fields
 
 @pytest.mark.parametrize("notebook", DEMONSTRATIONS)
 def test_a_demonstration_shows_every_parameter(notebook):
-    assert set(parameter_cell(notebook)) == set(params_class(DEMONSTRATIONS[notebook]).model_fields)
+    assert set(parameters(notebook)) == set(params_class(DEMONSTRATIONS[notebook]).model_fields)
 
 @pytest.mark.parametrize("path", sorted((ROOT/"nbs"/"params").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_parameter_sets_name_only_what_differs(path):
     "From the notebook that they are for: papermill puts them in place of what its cell says"
     text = path.read_text(encoding="utf-8")
-    cell = parameter_cell(re.search(r"for (\w+)\.ipynb", text)[1])
+    cell = parameters(re.search(r"for (\w+)\.ipynb", text)[1])
     assert [name for name, value in yaml.safe_load(text).items() if cell[name] == value] == []
