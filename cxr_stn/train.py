@@ -15,6 +15,7 @@ from .config import input_path, ParameterError, read_yaml
 from .runs import process_rank, started_processes
 from .aligner.data import TrainParams
 from .aligner.training import fit_aligner
+from .aligner.export import export_onnx
 from .classifier.training import ClassifyParams, fit_classifier
 
 # %% ../nbs/70_train.ipynb #afa3ede0
@@ -65,7 +66,9 @@ def main(
     typed = parse_command(words)
     try:
         folder = TRAININGS[typed.what][1](typed_parameters(typed))
-        if process_rank() == 0: print(f"{typed.what}: the run is in {folder}")
+        if process_rank() != 0: return
+        if typed.what == "aligner": export_onnx(folder / "aligner.safetensors")
+        print(f"{typed.what}: the run is in {folder}")
     except (ParameterError, FileNotFoundError) as error:
         sys.exit(str(error) if process_rank() == 0 else 1)
 

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Params
-from ..geometry import affine_to_pose, compose, invert
-from ..stn import warp
+from ..stn import affine_to_pose, compose, invert, warp
+
 
 # %% ../../nbs/33_aligner.losses.ipynb #1cf4a751
 def ncc_loss(

@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Params
-from ..geometry import compose, invert, pose_to_affine, rot90_affine
-from ..stn import BoundedPose, warp
+from ..stn import BoundedPose, compose, invert, pose_to_affine, rot90_affine, warp
 from ..backbones import BUNDLED, GreyInput, load_network
 
 # %% ../../nbs/30_aligner.networks.ipynb #cbdbc8fe
@@ -145,9 +144,8 @@ def mass_quantiles(
 ) -> Tensor: # (B, 2) from -1, the left edge of the first, to 1, the right edge of the last
     "The positions below which a share of the mass lies, and all but that share."
     n, wanted = mass.shape[1], torch.tensor([share, 1 - share], device=mass.device)
-    wanted = wanted.expand(len(mass), 2).contiguous()
     total = F.pad(mass.cumsum(1), (1, 0)) / mass.sum(1, keepdim=True).clamp(min=1e-6)
-    after = torch.searchsorted(total, wanted).clamp(1, n)
+    after = (total[:, None] < wanted[:, None]).sum(2).clamp(1, n)  # ONNX has no searchsorted
     low, high = total.gather(1, after - 1), total.gather(1, after)
     return 2 * (after - 1 + (wanted - low) / (high - low).clamp(min=1e-6)) / n - 1
 
@@ -170,7 +168,7 @@ def refine_pose(
     trust: float = 0.75, # how far to follow the quantiles: 0 not at all, 1 all the way
 ) -> Tensor: # (B, 2, 3) frame -> image
     "Correct poses by the quantiles of the lungs they show: one scale and shift per axis."
-    mine, goal = lung_quantiles(found), lung_quantiles(mean).expand(len(found), -1, -1)
+    mine, goal = lung_quantiles(found), lung_quantiles(mean).expand(found.shape[0], -1, -1)
     middle, centre = mine.mean(2, keepdim=True), goal.mean(2, keepdim=True)
     spread = (goal - centre).square().sum(2).clamp(min=1e-6)
     scale = (((mine - middle) * (goal - centre)).sum(2) / spread).clamp(0.7, 1.4)

@@ -17,8 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from ..runs import follow, Run
-from ..geometry import compose, mirror_frame, pose_to_affine
-from ..stn import warp
+from ..stn import compose, mirror_frame, pose_to_affine, warp
 from ..data.augment import augment_config, Augmented, BatchAugment
 from ..backbones import FeatureNetwork
 from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, make_optimizer, quiet,
@@ -344,7 +343,7 @@ def begin_run(
     if again and done.exists(): return "finished"
     if params.pose_supervision_weight: phantom_dataset(params)  # once, before several processes want them
     if again and last.exists(): return "go on"
-    for old in (done, run.path / "log.csv"): old.unlink(missing_ok=True)
+    for old in (done, done.with_suffix(".onnx"), run.path / "log.csv"): old.unlink(missing_ok=True)
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return "from scratch"
 

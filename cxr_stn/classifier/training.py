@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ..runs import atomic_write, follow, Run
-from ..geometry import compose
-from ..resampling import warp_antialiased
+from ..stn import compose, warp_antialiased
 from ..data.cache import ImageCache
-from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, loader, make_optimizer,
-                             quiet, read_checkpoint, RunParams, set_up, share_batch_norm, threads)
+from ..trainer import (bare_trainer, check_start, choose_device, EpochLog, freeze_batch_norm, loader,
+                             make_optimizer, quiet, read_checkpoint, RunParams, set_up, share_batch_norm,
+                             threads)
 from ..aligner.networks import AlignerNetwork, predict_poses
-from ..inference import choose_device
 from .arms import (affine_table, arm_affines, ArmDataset, Augmentation, build_arm_cache,
                                      InputParams, read_affines)
 from .model import (class_weights, classification_loss, Classifier, ClassifierParams,

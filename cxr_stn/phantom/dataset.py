@@ -20,11 +20,9 @@ from pathlib import Path
 import cxr_stn.phantom
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.stats import norm
-from torch import Tensor
 
 from ..geometry import check_box, fit_axes, pixel_to_normalised
 from ..data.chestxray14 import FINDINGS
@@ -332,13 +330,13 @@ def phantom_truth(
     phantom: Phantom,
     numbers: Iterable[int],    # N image numbers
     lung_box: Sequence[float], # as in `frame_to_lungs`
-) -> tuple[Tensor, np.ndarray]: # (N, 2, 3) normalised frame -> image; (N, S, S) bool, the lungs
+) -> tuple[np.ndarray, np.ndarray]: # (N, 2, 3) float32 frame -> image, normalised; (N, S, S) bool, the lungs
     "Where the output frame should lie on each image of a phantom, and the lungs of each."
     matrices, boxes, lungs = zip(*(phantom.truth(int(i)) for i in numbers))
     size = (phantom.size, phantom.size)
     lungs_to_image = pixel_to_normalised(size) @ np.stack(matrices)
     frame_to_image = lungs_to_image @ canonical_to_lungs(np.stack(boxes)) @ frame_to_lungs(lung_box)
-    return torch.tensor(frame_to_image[:, :2], dtype=torch.float32), np.stack(lungs)
+    return frame_to_image[:, :2].astype(np.float32), np.stack(lungs)
 
 # %% ../../nbs/24_phantom.dataset.ipynb #abcb544f
 class PhantomDataset(ImageDataset):

@@ -34,7 +34,8 @@ from cxr_stn.data.datasets import load_folder, load_masked
 from cxr_stn.data.chestmnist import ChestMNISTDataset
 from cxr_stn.data.cache import build_cache, cache_folder, open_cache
 from cxr_stn.sources import load_dataset
-from cxr_stn.backbones import CheckpointError, load_network
+from cxr_stn.config import CheckpointError
+from cxr_stn.backbones import load_network
 from cxr_stn.trainer import StepSeeds
 from cxr_stn.aligner.networks import AlignerNetwork
 from cxr_stn.aligner.checkpoints import CHECKPOINT_FORMAT
