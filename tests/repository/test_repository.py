@@ -393,12 +393,33 @@ def test_pre_commit_runs_nbdev():
     assert {"nbdev_clean", "nbdev_export"} == {hook["id"] for hook in repo["hooks"]}
     assert requirements("dev_requirements")["nbdev"].specifier.contains(repo["rev"])
 
-def test_make_says_once_how_long_the_release_takes():
-    [line] = [line for line in (ROOT/"Makefile").read_text().splitlines() if "'make release " in line]
-    assert "(40 minutes)" in line
+def make_help():
+    return subprocess.check_output(["make", "--no-print-directory", "help"], cwd=ROOT, text=True)
 
-def test_make_help_names_every_target():
-    makefile = (ROOT/"Makefile").read_text()
-    [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
-    said = subprocess.check_output(["make", "--no-print-directory", "help"], cwd=ROOT, text=True)
-    assert [t for t in phony.split() if t != "help" and f"make {t} " not in said] == []
+def test_make_says_once_how_long_the_release_takes():
+    [line] = [line for line in make_help().splitlines() if line.startswith("make release ")]
+    assert line.endswith("(40 minutes)")
+
+def test_make_help_names_every_target_and_how_long_it_takes():
+    makefiles = (ROOT/"Makefile").read_text() + (ROOT/"results"/"results.mk").read_text()
+    targets = set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefiles, re.M)).split()) - {"help"}
+    lines = [line for line in make_help().splitlines() if line.startswith("make ")]
+    assert sorted(line.split()[1] for line in lines) == sorted(targets)
+    assert all(re.search(r"\(.*(seconds|minutes?|hours?|at once).*\)$", line) for line in lines), lines
+
+COMPARISONS = sorted((ROOT/"nbs"/"params"/"comparisons").glob("*.yaml"))
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=names(COMPARISONS))
+def test_comparisons_are_named_after_what_they_compare(path):
+    "The Makefile finds the experiment of a comparison by its name"
+    experiment, _, comparator = path.stem.partition("-")
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert given.get("comparator", "") == comparator
+    assert given["experiment"] == f"runs/classify/{experiment}"
+    assert given["out_dir"] == f"runs/compare/{path.stem}"
+    plan = yaml.safe_load((path.parent.parent/"experiments"/f"{experiment}.yaml").read_text(encoding="utf-8"))
+    assert (comparator or "standard") in plan["arms"]
+
+def test_every_comparison_is_published_and_every_published_one_can_be_made():
+    published = {path.parent.name for path in (ROOT/"results"/"experiments").glob("*/classes.csv")}
+    assert {path.stem for path in COMPARISONS} == published
