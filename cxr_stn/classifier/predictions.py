@@ -60,7 +60,8 @@ def refuse_rows(
 def _numbers(table: pd.DataFrame, where: str, column: str) -> np.ndarray:
     "A column as float64, NaN where it is empty; PredictionError if there is text in it."
     values = pd.to_numeric(table[column], errors="coerce").to_numpy("float64", na_value=np.nan)
-    refuse_rows(np.isnan(values) & table[column].notna().to_numpy(bool), table, where, column, "is not a number")
+    wrong = np.isnan(values) & table[column].notna().to_numpy(bool)
+    refuse_rows(wrong, table, where, column, "is not a number")
     return values
 
 # %% ../../nbs/53_classifier.predictions.ipynb #ea342532
@@ -127,7 +128,7 @@ def check_metadata(
 # %% ../../nbs/53_classifier.predictions.ipynb #4fb80dcd
 def read_parquet(
     path: str | os.PathLike, # a Parquet file
-) -> tuple[pd.DataFrame, bytes | None]: # its table; what `write_predictions` said about the run, None: nothing
+) -> tuple[pd.DataFrame, dict | None]: # its table; the metadata that `write_predictions` put in, None: none
     """Read any Parquet file.
 
     Raises: PredictionError if it cannot be read; ImportError, which says what to install, without pyarrow.
@@ -142,7 +143,9 @@ def read_parquet(
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError): raise
         raise PredictionError(f"{path}: not a Parquet file that can be read ({error})") from None
-    return stored.to_pandas(), (stored.schema.metadata or {}).get(b"cxr_stn")
+    words = (stored.schema.metadata or {}).get(b"cxr_stn")
+    try: return stored.to_pandas(), json.loads(words) if words is not None else None
+    except ValueError: raise PredictionError(f"{path}: its metadata 'cxr_stn' are not JSON") from None
 
 # %% ../../nbs/53_classifier.predictions.ipynb #76bc19a2
 def write_predictions(
@@ -168,11 +171,9 @@ def read_predictions(
     path: str | os.PathLike, # predictions.parquet
 ) -> tuple[pd.DataFrame, dict]: # the table as `check_predictions` makes it, and the metadata
     "Read and check what `write_predictions` wrote; PredictionError names the file, the column and the row."
-    table, words = read_parquet(path)
-    if words is None:
+    table, metadata = read_parquet(path)
+    if metadata is None:
         raise PredictionError(f"{path}: no metadata 'cxr_stn' in it; write it with write_predictions")
-    try: metadata = json.loads(words)
-    except ValueError: raise PredictionError(f"{path}: its metadata 'cxr_stn' are not JSON") from None
     return check_predictions(table, str(path)), check_metadata(metadata, str(path))
 
 # %% ../../nbs/53_classifier.predictions.ipynb #0f5d7d38

@@ -144,8 +144,8 @@ def _margin_sentence(macro: pd.Series, margin: float | None) -> str: # a space i
     "Whether the interval lies within the margin."
     if margin is None: return ""
     if -margin < macro["low"] and macro["high"] < margin:
-        return f" The whole interval lies within the margin, {margin:g}, below which a difference does not matter."
-    return f" The interval does not exclude a difference of {margin:g}, the margin above which it would matter."
+        return f" The whole interval lies within {margin:g}, the margin below which it does not matter."
+    return f" The interval does not exclude a difference of {margin:g}, the margin from which it matters."
 
 def _luck_sentence(macro: pd.Series, seeds: int) -> str:
     "What is known about the luck of training: the variation between seeds."
