@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from cxr_stn.data.chestxray14 import FINDINGS
 from cxr_stn.classifier.predictions import PredictionError, read_predictions, write_predictions
 from cxr_stn.study.comparison import (class_table, CompareParams, find_runs, load_study, make_study,
-                                      simulate_runs, subgroup_table, threshold_table)
+                                      subgroup_table, threshold_table)
 from cxr_stn.study.report import printed_classes, verdict
+from cxr_stn.study.simulation import simulate_runs
 
 
 
