@@ -7,6 +7,7 @@ import cv2, numpy as np, torch
 
 from cxr_stn.aligner.networks import AlignerNetwork
 from cxr_stn.aligner.checkpoints import save_network
+from cxr_stn.aligner.export import export_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 # where real images are; tests marked `data` need it
@@ -60,6 +61,7 @@ def save_aligner(path, seed=0, **metadata):
         network = AlignerNetwork(weights="none", input_size=32, frame_height=30, frame_width=24)
         torch.nn.init.normal_(network.localiser.answer.weight, std=.01)
     save_network(path, network, **metadata)
+    export_onnx(path)
     return path
 
 

@@ -260,7 +260,7 @@ def arm_checksum(
     "The checksum that the arm would have now, of its aligner or of the images that align.ipynb wrote."
     if params.aligned_dir: return digest([(cache.dataset.content_hash(),)])
     if arm_metadata["aligner"] is None: return None
-    return hashlib.sha256(find_checkpoint(params.aligner).read_bytes()).hexdigest()
+    return hashlib.sha256(find_checkpoint(params.aligner, ".safetensors").read_bytes()).hexdigest()
 
 
 def find_state(
