@@ -40,7 +40,10 @@ test: check ## install, check that notebooks and modules agree, run all tests (u
 	@echo "== the tests inside the notebooks"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --pause 0.5 --timing
 	@echo "== the other tests"
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@mkdir -p runs
+	@$(BIN)/python -m slipcover --source cxr_stn --missing-width 9999 --out runs/coverage.txt -m pytest -q -m 'not slow'
+	@echo "== lines of the package that these tests have run (those in the notebooks not counted); more in runs/coverage.txt"
+	@awk 'NF {printf "%-40s %7s %7s %7s\n", $$1, $$2, $$3, $$4}' runs/coverage.txt
 test-slow: $(READY) ## the tests that take long: interruptions, several processes (20 minutes)
 	@$(BIN)/python -m pytest -q -m slow
 check: $(READY) ## whether cxr_stn/, nbs/ and README.md are in sync; ruff and mypy (30 seconds)
