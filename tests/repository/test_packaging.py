@@ -14,8 +14,8 @@ def run(*words, cwd):
 
 def copy_sources(to):
     "The repository without git, results and what earlier builds left, which would add files to the archive"
-    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "nbs", "results",
-                                  "runs", "tests")
+    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "results", "runs",
+                                  "tests")
     return shutil.copytree(ROOT, to, ignore=skip)
 
 
@@ -57,17 +57,21 @@ def test_the_archive_holds_what_setup_reads(sdist):
 def test_the_wheel_holds_the_package(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT/"cxr_stn").rglob("*.py")}
     assert len(modules) > 50
-    assert {*modules, "cxr_stn/py.typed", "cxr_stn/released/chest.safetensors"} <= set(wheel.namelist())
-    assert wheel.read("cxr_stn/released/chest.safetensors") == \
-        (ROOT/"cxr_stn/released/chest.safetensors").read_bytes()
+    released = [f"cxr_stn/released/chest{ending}" for ending in (".onnx", ".safetensors")]
+    assert {*modules, "cxr_stn/py.typed", *released} <= set(wheel.namelist())
+    for name in released: assert wheel.read(name) == (ROOT/name).read_bytes()
+    notebooks = {"train.ipynb", "align.ipynb", "00_the_whole_method.ipynb", "params/nih.yaml"}
+    assert {f"cxr_stn/notebooks/{name}" for name in notebooks} <= set(wheel.namelist())
 
 
 def test_the_wheel_says_what_it_needs(wheel):
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"dev", "baselines", "data", "fast"} == set(metadata.get_all("Provides-Extra"))
-    assert "fastcore>=1.7" in metadata.get_all("Requires-Dist")
+    extras = {"study", "compare", "dicom", "monai", "itk", "baselines", "data", "dev"}
+    assert extras == set(metadata.get_all("Provides-Extra"))
+    base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert "onnxruntime>=1.19" in base and not [line for line in base if line.startswith(("torch", "jupyter"))]
 
 
 def test_without_its_manifest_the_archive_cannot_be_built_from(tmp_path):
