@@ -72,7 +72,7 @@ def is_lateral(
 def _warnings(row: Mapping) -> Iterator[tuple[str, str]]: # (reason, the sentence)
     "The warnings of a row, each filed under a reason."
     words = {"lateral by header": ("lateral view", "lateral image"),
-             "orientation conflict": ("orientation", "mirror", "laterality", "rotat", "upside"),
+             "orientation conflict": ("orientation", "left and right", "mirror", "laterality", "rotat"),
              "polarity conflict": ("polarity", "photometric", "invert", "monochrome", "presentationlut")}
     for sentence in filter(None, map(str.strip, _text(row, "warnings").split("; "))):
         said = [reason for reason, parts in words.items() if any(part in sentence.lower() for part in parts)]
@@ -89,15 +89,15 @@ def flag_reasons(
         return {"blank" if "same grey value" in said else "unreadable": said or "no reason was recorded"}
     confidence, theta, view = _number(row, "confidence"), _number(row, "theta"), _text(row, "view")
     found: dict[str, list[str]] = {name: [] for name in REASONS}
-    if _true(row, "flagged") and (confidence < min_confidence or not is_lateral(view)):
+    for reason, sentence in _warnings(row): found[reason].append(sentence)
+    if is_lateral(view) and not found["lateral by header"]: found["lateral by header"].append(f"view {view}")
+    if _true(row, "flagged") and (confidence < min_confidence or not found["lateral by header"]):
         needed = "" if math.isnan(min_confidence) else f", needed {min_confidence:.2f}"
         reason = "no lungs" if confidence < NO_LUNGS * min_confidence else "low overlap"
         found[reason].append(said if math.isnan(confidence) else f"overlap {confidence:.2f}{needed}")
-    if is_lateral(view): found["lateral by header"].append(f"view {view}")
     if _true(row, "mirrored"): found["orientation conflict"].append("left and right seem exchanged")
     if abs(theta) > 45: found["orientation conflict"].append(f"rotated by {theta:.0f}°; undone")
     if _true(row, "inverted"): found["polarity conflict"].append("air was white; undone")
-    for reason, sentence in _warnings(row): found[reason].append(sentence)
     return {reason: "; ".join(filter(None, details)) for reason, details in found.items() if details}
 
 # %% ../nbs/81_report.ipynb #510bd104

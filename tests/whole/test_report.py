@@ -169,3 +169,14 @@ def test_of_a_run_from_its_files(tmp_path):
     for at, _ in page.all("img"):
         image = cv2.imdecode(np.frombuffer(base64.b64decode(at["src"].split(",")[1]), np.uint8), 0)
         assert image.shape == (int(at["height"]), int(at["width"]))
+
+@pytest.mark.parametrize("sentence, reason", [
+    ("left and right: exchanged by header, not by network", "orientation conflict"), ("lateral view by header: the view is LL", "lateral by header"),
+    ("orientation: rotated by 90 degrees by header, 0 by network", "orientation conflict"), ("the pixels are not square", "warning"),
+    ("polarity: air is white by network, although MONOCHROME2 was applied", "polarity conflict"),
+    ("the view LL and the PatientOrientation L/F contradict each other", "orientation conflict"),
+    ("PhotometricInterpretation and PresentationLUTShape contradict each other", "polarity conflict"),
+    ("text is burned into the image, perhaps a name (BurnedInAnnotation)", "warning")])
+def test_sentences_of_a_header_are_filed(sentence, reason):
+    found = reports.flag_reasons(table_row("a", warnings=f"raw data of the detector (FOR PROCESSING), not made to be shown; {sentence}"))
+    assert sentence in found[reason] and set(found) == {reason, "warning"}
