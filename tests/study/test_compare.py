@@ -164,6 +164,9 @@ def test_it_runs_without_the_packages_of_the_study(tmp_path):
             "def run(a): return compare_files(CompareFilesParams(a=a, b=sys.argv[2], labels=sys.argv[3], out_dir=sys.argv[4]))\n"
             "print(run(sys.argv[1]))\n"
             "try: run(sys.argv[5])\n"
+            "except ImportError as error: print(error)\n"
+            "sys.modules.update({name: None for name in sys.modules if name.startswith('scipy')} | {'scipy': None})\n"
+            "try: run(sys.argv[1])\n"
             "except ImportError as error: print(error)")
     words = [params.a, params.b, params.labels, params.out_dir, str(parquet)]
     ran = subprocess.run([sys.executable, "-c", code, *words], text=True, env=environment(), capture_output=True)
@@ -171,6 +174,7 @@ def test_it_runs_without_the_packages_of_the_study(tmp_path):
     done = ran.stdout
     assert "macro mean" in done and "No forest plot: it needs matplotlib" in done
     assert "x.parquet: Parquet files need pyarrow: pip install 'cxr_stn[study]'" in done
+    assert "a comparison needs SciPy: pip install 'cxr_stn[study]'" in done
     assert {"classes.csv", "classes.md", "verdict.md"} <= {p.name for p in (tmp_path/"out").iterdir()}
     whole = compare_files(params.model_copy(update=dict(out_dir=str(tmp_path/"whole"))))
     assert (tmp_path/"out"/"classes.csv").read_bytes() == (whole.path/"classes.csv").read_bytes()
