@@ -478,7 +478,7 @@ def _forest(table: pd.DataFrame, arm: str, level: float, folder: Path) -> list[s
         import matplotlib.pyplot as plt
         from cxr_stn.study.figures import plot_forest, save_figure
     except ImportError as error:
-        return [f"No forest plot: it needs {error.name}. pip install 'cxr_stn[study]'"]
+        return [f"No forest plot: it needs {error.name}. pip install 'cxr_stn[compare]'"]
     figure = plot_forest(table, [arm], level)
     save_figure(figure, folder, "forest")
     plt.close(figure)

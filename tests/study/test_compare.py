@@ -173,8 +173,8 @@ def test_it_runs_without_the_packages_of_the_study(tmp_path):
     assert ran.returncode == 0, ran.stderr[-2000:]
     done = ran.stdout
     assert "macro mean" in done and "No forest plot: it needs matplotlib" in done
-    assert "x.parquet: Parquet files need pyarrow: pip install 'cxr_stn[study]'" in done
-    assert "a comparison needs SciPy: pip install 'cxr_stn[study]'" in done
+    assert "x.parquet: Parquet files need pyarrow: pip install 'cxr_stn[compare]'" in done
+    assert "a comparison needs SciPy: pip install 'cxr_stn[compare]'" in done
     assert {"classes.csv", "classes.md", "verdict.md"} <= {p.name for p in (tmp_path/"out").iterdir()}
     whole = compare_files(params.model_copy(update=dict(out_dir=str(tmp_path/"whole"))))
     assert (tmp_path/"out"/"classes.csv").read_bytes() == (whole.path/"classes.csv").read_bytes()
