@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from .images import ImageError, list_images, read_image
+from .images import ImageError, list_images, Radiograph, read_image
 from .chestxray14 import (check_patients, ChestXray14, FINDINGS, MetadataError, read_rows,
                                       split_by_patient)
 
@@ -38,8 +38,10 @@ class ImageDataset:
         table: pd.DataFrame, # image, path, patient, split and anything else that is known, one row an image
         name: str,           # what these images are, for titles and tables
         counts: dict | None = None, # of what was found and left out
+        reader: Callable[[str], Radiograph] | None = None, # path -> image; None: `read_image`
     ):
         self.table, self.name, self.counts = table.reset_index(drop=True), name, counts or {}
+        self.reader = reader
         check_patients(self.table, name)
 
     def __len__(self) -> int: return len(self.table)
@@ -47,7 +49,14 @@ class ImageDataset:
 
     def read(self, i: int) -> np.ndarray: # (H, W) uint8 or uint16
         "The image of row `i`; ImageError if its file cannot be read."
-        return read_image(self.table["path"].iat[i])
+        path = self.table["path"].iat[i]
+        return read_image(path) if self.reader is None else self.reader(path).pixels
+
+    def read_radiograph(self, i: int) -> Radiograph: # with values, spacing, view, ..., as far as known
+        "The image of row `i` and what its file says of it; ImageError if it cannot be read."
+        if self.reader is not None: return self.reader(self.table["path"].iat[i])
+        image = self.read(i)
+        return Radiograph(image, image)
 
 # %% ../../nbs/12_data.datasets.ipynb #92b9ba61
 @patch
@@ -100,9 +109,10 @@ def content_hash(self: ImageDataset) -> str: # 64 hexadecimal digits
 # %% ../../nbs/12_data.datasets.ipynb #2091f582
 def list_folder(
     folder: Path, # searched with its subfolders
+    find: Callable[[Path], list[Path]] = list_images, # folder -> the images in it, sorted
 ) -> pd.DataFrame: # image (path relative to the folder), path
     "All images of a folder; FileNotFoundError if there is none."
-    paths = list_images(folder)
+    paths = find(folder)
     if not paths: raise FileNotFoundError(f"{folder}: no image in this folder or below it")
     names = [path.relative_to(folder).as_posix() for path in paths]
     return pd.DataFrame({"image": names, "path": [str(path) for path in paths]})
@@ -150,6 +160,8 @@ def load_folder(
     valid_fraction: float = 0.1, # share of the patients outside the test set
     test_fraction: float = 0.2,  # share of all patients
     table: str | os.PathLike | None = None, # an index; None: index.csv of the folder, if there is one
+    find: Callable[[Path], list[Path]] = list_images, # folder -> the images in it, sorted
+    reader: Callable[[str], Radiograph] | None = None, # path -> image; None: `read_image`
 ) -> ImageDataset:
     """The images of a folder; each its own patient unless an index says otherwise.
 
@@ -159,13 +171,13 @@ def load_folder(
     folder = Path(folder)
     index = Path(table) if table is not None else folder / "index.csv"
     if table is not None and not index.is_file(): raise FileNotFoundError(f"table: no file {index}")
-    images, counts = list_folder(folder), {}
+    images, counts = list_folder(folder, find), {}
     if index.is_file(): images, counts = add_index(images, index)
     if "patient" not in images: images["patient"] = images["image"]
     if "split" not in images:
         images["split"] = split_by_patient(images, None, None, valid_fraction, seed, test_fraction)
     counts = {"images": len(images), "patients": images["patient"].nunique(), **counts}
-    return ImageDataset(images, folder.resolve().name, counts)
+    return ImageDataset(images, folder.resolve().name, counts, reader)
 
 # %% ../../nbs/12_data.datasets.ipynb #3a33f5e4
 class MaskedDataset(ImageDataset):

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['PNG_SIGNATURE', 'ENDINGS', 'ImageError', 'not_an_image', 'check_png', 'over_black', 'to_grey', 'check_pixels',
-           'decode_png', 'decode_other', 'read_image', 'write_png', 'grey_percentiles', 'to_unit', 'list_images']
+           'decode_png', 'decode_other', 'read_image', 'Radiograph', 'write_png', 'grey_percentiles', 'to_unit',
+           'has_image_ending', 'list_images']
 
 # %% ../../nbs/10_data.images.ipynb #580041f7
 import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -43,7 +46,8 @@ def not_an_image(
     if not data: return "the file is empty (0 bytes)"
     if start[:1] == b"<" or start[:1] == b"{":
         return "this is a web page or text, not an image; the download probably failed, fetch it again"
-    if data[128:132] == b"DICM": return "this is a DICOM file; convert it to a 16-bit PNG first"
+    if data[128:132] == b"DICM":
+        return "this is a DICOM file; read it by cxr_stn.data.dicom, or convert it to a 16-bit PNG first"
 
 # %% ../../nbs/10_data.images.ipynb #55a82cc8
 def check_png(
@@ -79,11 +83,12 @@ def over_black(
 # %% ../../nbs/10_data.images.ipynb #0e2c2d06
 def to_grey(
     image: np.ndarray, # (H, W) or (H, W, C): grey, grey+alpha, RGB or RGBA
-) -> np.ndarray: # (H, W): uint8, uint16 and float32 keep their type, anything else becomes float32
+) -> np.ndarray: # (H, W): uint8, uint16, float32 and grey int16 keep their type, others become float32
     "One grey channel: luma of the colours, transparency on black. ValueError for any other shape."
     image = np.asarray(image)
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] > 4):
         raise ValueError(f"an image has shape (H, W) or (H, W, C) with 1 to 4 channels, not {image.shape}")
+    if image.ndim == 2 and image.dtype == np.int16: return image
     if image.dtype not in (np.uint8, np.uint16, np.float32): image = image.astype(np.float32)
     if image.ndim == 2: return image
     channels = image.shape[2]
@@ -147,6 +152,22 @@ def read_image(
     except (ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         raise ImageError(path, str(error)) from error
 
+# %% ../../nbs/10_data.images.ipynb #5e1f0a11
+class Radiograph(NamedTuple):
+    """An image, and what its file says of it; nothing in it says whose it is.
+
+    Dense tissue is bright in both arrays. They are one and the same array if the file knows no window.
+    """
+    pixels: np.ndarray # (H, W) uint8 or uint16, as it is shown: this is warped and written
+    values: np.ndarray # (H, W) uint8, uint16, int16 or float32, without a window: on this the pose is found
+    spacing: tuple[float, float] | None = None # mm between (rows, columns); None: not known
+    view: str = "" # PA, AP, LL, RL, LATERAL, ...; "": not known
+    lateral: bool = False # whether the header calls it a lateral view; `warnings` says where
+    patient_orientation: str = "" # where rows and columns lead to: left and feet are "L/F"
+    photometric: str = "" # MONOCHROME1, MONOCHROME2, RGB, ...
+    transfer_syntax: str = "" # how the pixels were encoded
+    warnings: tuple[str, ...] = () # a sentence each
+
 # %% ../../nbs/10_data.images.ipynb #ab512b88
 def write_png(
     path: str | os.PathLike, # where to, ending in .png
@@ -166,6 +187,8 @@ def grey_percentiles(
     percents: tuple[float, ...], # for example (0.5, 99.5)
 ) -> np.ndarray: # (len(percents),) float64, one grey value for each
     "The smallest grey values that at least so many percent of the pixels do not exceed."
+    if image.dtype == np.int16: # flipping the sign bit adds 32,768
+        return grey_percentiles(image.view(np.uint16) ^ np.uint16(0x8000), percents) - 0x8000
     if image.dtype not in (np.uint8, np.uint16):
         return np.percentile(image, percents, method="inverted_cdf")
     levels = np.iinfo(image.dtype).max + 1
@@ -175,7 +198,7 @@ def grey_percentiles(
 
 # %% ../../nbs/10_data.images.ipynb #49107ae7
 def to_unit(
-    image: np.ndarray,  # (H, W) or (H, W, C): uint8, uint16 or any number
+    image: np.ndarray,  # (H, W) or (H, W, C): uint8, uint16, int16 or any number
     low: float = 0.5,   # percentile that becomes 0
     high: float = 99.5, # percentile that becomes 1
 ) -> np.ndarray: # (H, W) float32 in [0, 1]
@@ -194,8 +217,16 @@ def to_unit(
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
+def has_image_ending(
+    path: str, # or the name of a file
+) -> bool:
+    "Whether a file's name says that it is an image."
+    return path.lower().endswith(ENDINGS)
+
+
 def list_images(
     folder: str | os.PathLike, # searched with all its subfolders, links followed
+    accept: Callable[[str], bool] = has_image_ending, # path of a file -> whether it is wanted
 ) -> list[Path]: # sorted by name
     "All image files below a folder, hidden ones left out; NotADirectoryError if there is no such folder."
     if not Path(folder).is_dir(): raise NotADirectoryError(f"no folder {folder}")
@@ -203,8 +234,8 @@ def list_images(
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         wanted = [] if real in seen else [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        images = [name for name in files if name.lower().endswith(ENDINGS) and not name.startswith(".")]
-        if real not in seen: paths += [Path(root, name) for name in images]
+        files = [] if real in seen else [name for name in files if not name.startswith(".")]
+        paths += [Path(root, name) for name in files if accept(os.path.join(root, name))]
         folders[:] = wanted
         seen.add(real)
     return sorted(paths)
