@@ -37,7 +37,7 @@ class Command:
         module, name = self.params.split(":")
         return getattr(import_module(module), name)
 
-# %% ../nbs/85_cli.ipynb #30d0c77a
+# %% ../nbs/85_cli.ipynb #f512d6b2
 def options_class(
     command: Command,
 ) -> type: # a pydantic model
@@ -74,7 +74,7 @@ def parse_options(
     source = CliSettingsSource(
         settings, cli_prog_name="cxr-stn", cli_parse_args=[name, *words], cli_kebab_case=True,
         cli_implicit_flags="toggle", cli_hide_none_type=True, cli_avoid_json=True, cli_enforce_required=True,
-        cli_shortcuts=command.short,
+        cli_shortcuts={option.replace("_", "-"): letter for option, letter in command.short.items()},
         add_argument_method=add_option)
     return command.params_class()(**source().get(name, {}))
 

@@ -28,7 +28,7 @@ from ..inference import Aligned, Aligner, find_checkpoint
 from ..aligner.batch import (aligned_files, check_apart, current_records, Job, parse_shard, parse_size,
                                    run_job, Shard, transform_table, write_results)
 
-# %% ../../nbs/80_tool.align.ipynb #4d61ad64
+# %% ../../nbs/80_tool.align.ipynb #590d4054
 class InputParams(Params):
     "Which images."
     data: Literal["phantom", "nih", "folder"] = Field(
@@ -39,7 +39,7 @@ class InputParams(Params):
                           "file with a path a line, or a CSV file with a column path, file or image; paths are "
                           "relative to the list")
     n_images: Optional[int] = Field(
-        None, ge=1, description="align so many images at most; None: all, and 48 of the phantom")
+        None, ge=1, description="align so many images at most; if not given: all, or 48 of the phantom")
     seed: int = Field(0, ge=0, description="of the phantom, and of which images n_images picks")
 
     @model_validator(mode="after")
@@ -72,13 +72,13 @@ class OutputParams(Params):
     @classmethod
     def _shard(cls, shard: str) -> str: return parse_shard(shard) and shard
 
-# %% ../../nbs/80_tool.align.ipynb #83e31608
+# %% ../../nbs/80_tool.align.ipynb #fb930f20
 class AlignParams(OutputParams, InputParams):
     "All decisions of an alignment run."
     checkpoint: Optional[str] = Field(
-        None, description="name of a released aligner, a file, or the folder of a training run; "
-                          "None: the released aligner")
-    passes: Optional[int] = Field(None, ge=1, description="passes of the network over each image; None: 1")
+        None, description="the aligner: the name of a released one, a file, or the folder of a training run; "
+                          "if not given: the released one")
+    passes: Optional[int] = Field(None, ge=1, description="passes of the network over each image; if not given: 1")
     batch_size: int = Field(32, ge=1, description="images that go through the network together")
     device: str = Field("auto", description="where the network runs: auto, cpu, cuda, cuda:1, ...")
 
