@@ -16,6 +16,7 @@ from pydantic import Field
 from .config import input_path, output_path, Params
 from .data.datasets import ImageDataset, load_chestxray14, load_folder
 from .data.cache import build_cache, ImageCache
+from .data.dicom import list_radiographs, read_radiograph
 from .phantom.dataset import Phantom, PhantomDataset
 
 # %% ../nbs/25_sources.ipynb #5c0e4726
@@ -45,8 +46,11 @@ def load_dataset(
         if data_dir is not None: raise ValueError("data_dir: only for data = 'nih' and data = 'folder'")
         return PhantomDataset(Phantom(n_images=n_images or 1000, seed=seed, valid=valid_fraction, **options))
     if data_dir is None: raise ValueError(f"data_dir: data = {data!r} needs the folder of the images")
-    load = load_chestxray14 if data == "nih" else load_folder
-    dataset = load(input_path(data_dir), seed, valid_fraction, **options)
+    folder = input_path(data_dir)
+    if data == "nih": dataset = load_chestxray14(folder, seed, valid_fraction, **options)
+    else:
+        options |= {"find": list_radiographs, "reader": read_radiograph}
+        dataset = load_folder(folder, seed, valid_fraction, **options)
     if n_images is None or n_images >= len(dataset): return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:n_images]))
 
