@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ESTIMATES', 'AGE_BANDS', 'influence', 'Scatter', 'scatter', 'p_value', 'interval', 'share_interval', 'patient_codes',
-           'paired_test', 'finding_scatter', 'check_arms', 'count_labels', 'mean_over_findings', 'holm', 'compare_arms',
-           'bootstrap_aurocs', 'subgroups', 'compare_subgroups', 'detectable_difference']
+           'paired_test', 'finding_scatter', 'check_arms', 'finding_names', 'count_labels', 'mean_over_findings',
+           'holm', 'compare_arms', 'bootstrap_aurocs', 'subgroups', 'compare_subgroups', 'detectable_difference']
 
 # %% ../../nbs/60_study.auroc.ipynb #ada2c16e
 from collections.abc import Sequence
@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
+from scipy import special
 
-from ..data.chestxray14 import FINDINGS
 from ..classifier.metrics import check_labels, check_scores, placements
 
 # %% ../../nbs/60_study.auroc.ipynb #e31444d0
@@ -97,7 +95,7 @@ def p_value(
     "Two-sided p of Student's t test; arrays or numbers."
     v, var, dof = np.broadcast_arrays(*(np.asarray(x, float) for x in (value, variance, df)))
     t = np.abs(v) / np.sqrt(np.where(var > 0, var, np.nan))
-    return np.where((v == 0) & (var == 0), 1., 2 * stats.t.sf(t, dof))
+    return np.where((v == 0) & (var == 0), 1., 2 * special.stdtr(dof, -t))
 
 # %% ../../nbs/60_study.auroc.ipynb #8e734d86
 def interval(
@@ -109,7 +107,7 @@ def interval(
     "Student's t interval; not estimable (NaN) for a value other than 0 without variance."
     v, var = np.asarray(value, float), np.asarray(variance, float)
     known = np.where((var > 0) | (v == 0), var, np.nan)
-    half = stats.t.ppf((1 + level) / 2, np.asarray(df, float)) * np.sqrt(known)
+    half = special.stdtrit(np.asarray(df, float), (1 + level) / 2) * np.sqrt(known)
     return v - half, v + half
 
 # %% ../../nbs/60_study.auroc.ipynb #6449adfc
@@ -123,7 +121,7 @@ def share_interval(
     v, var = np.asarray(value, float), np.asarray(variance, float)
     inside = (v > 0) & (v < 1) & (var > 0)
     centre = np.where(inside, v, np.nan)
-    half = stats.t.ppf((1 + level) / 2, np.asarray(df, float)) * np.sqrt(np.where(inside, var, np.nan))
+    half = special.stdtrit(np.asarray(df, float), (1 + level) / 2) * np.sqrt(np.where(inside, var, np.nan))
     half = half / (centre * (1 - centre))
     return special.expit(special.logit(centre) - half), special.expit(special.logit(centre) + half)
 
@@ -213,6 +211,17 @@ def check_arms(
                              "the score is not finite")
     return first, second, y
 
+# %% ../../nbs/60_study.auroc.ipynb #8dd17488
+def finding_names(
+    names: Sequence[str] | None, # None: "1", "2", …
+    count: int, # C
+) -> list[str]: # C names
+    "Names of the findings; ValueError for another number of names, or a name that is duplicated."
+    if names is None: return [str(number) for number in range(1, count + 1)]
+    if len(names) != count: raise ValueError(f"{len(names)} names for {count} findings: {', '.join(names)}")
+    if len(set(names)) < count: raise ValueError(f"a finding is duplicated: {', '.join(names)}")
+    return list(names)
+
 # %% ../../nbs/60_study.auroc.ipynb #bde2e86b
 def count_labels(
     labels: np.ndarray,   # (N, C) 0, 1 or NaN
@@ -274,10 +283,12 @@ def _row(area: np.ndarray, spread: Scatter, level: float) -> dict[str, float]:
 def holm(
     p: ArrayLike, # (C,) NaN where not estimable
 ) -> np.ndarray: # (C,) adjusted, NaN where it was
-    "Holm's (1979) adjusted p values, by statsmodels."
+    "Holm's (1979) adjusted p values."
     values = np.asarray(p, float)
-    adjusted, there = np.full(values.shape, np.nan), ~np.isnan(values)
-    if there.any(): adjusted[there] = multipletests(values[there], method="holm")[1]
+    order = np.argsort(values)[:int((~np.isnan(values)).sum())]   # NaN is sorted last
+    adjusted = np.full(values.shape, np.nan)
+    steps = values[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
 
 # %% ../../nbs/60_study.auroc.ipynb #318d0b3a
@@ -286,7 +297,7 @@ def compare_arms(
     b: ArrayLike,       # (S, N, C) of the other arm, paired by seed, or (N, C)
     labels: ArrayLike,  # (N, C) 0, 1 or NaN
     patients: ArrayLike | None = None, # (N,) of any type; None: every image is independent (naive)
-    names: Sequence[str] = FINDINGS,   # of the C findings
+    names: Sequence[str] | None = None, # of the C findings; None: numbers from 1
     level: float = .95, # of confidence
 ) -> pd.DataFrame: # first row "macro mean", then one a finding; NaN where not estimable
     """AUROCs of two arms and their differences (b - a) with clustered intervals; ValueError as `check_arms`.
@@ -296,7 +307,7 @@ def compare_arms(
     """
     first, second, y = check_arms(a, b, labels)
     codes, count = patient_codes(patients, len(y))
-    counts = count_labels(y, codes, names)
+    counts = count_labels(y, codes, finding_names(names, y.shape[1]))
     results = [finding_scatter(np.concatenate([first[..., c], second[..., c]]).T, y[:, c], codes, count)
                for c in range(y.shape[1])]
     used = [r for r, note in zip(results, counts["note"]) if r and not note]
@@ -370,7 +381,7 @@ def compare_subgroups(
     labels: ArrayLike,    # (N, C) 0, 1 or NaN
     patients: ArrayLike,  # (N,)
     images: pd.DataFrame, # N rows with view, sex, age
-    names: Sequence[str] = FINDINGS, # of the C findings
+    names: Sequence[str] | None = None, # of the C findings; None: numbers from 1
     level: float = .95,   # of confidence
 ) -> pd.DataFrame: # group, level, and the columns of `compare_arms`, without p values
     "`compare_arms` in each subgroup that has images."
@@ -393,4 +404,4 @@ def detectable_difference(
     power: float = .8,
 ) -> float:
     "The smallest true difference that a study with this standard error finds with this power."
-    return float((stats.t.ppf((1 + level) / 2, df) + stats.t.ppf(power, df)) * se)
+    return float((special.stdtrit(df, (1 + level) / 2) + special.stdtrit(df, power)) * se)

@@ -9,7 +9,6 @@ __all__ = ['reliability', 'calibration_error', 'clustered_mean', 'measures', 'ch
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score, roc_curve
 
 from ..classifier.metrics import check_labels, check_scores
 from .auroc import patient_codes, scatter, share_interval
@@ -60,6 +59,7 @@ def measures(
     labels: ArrayLike,        # (N,) 0, 1 or NaN
 ) -> dict[str, float]: # prevalence, auprc, brier, ece; NaN where not estimable
     "What AUROC does not say, of one network and one finding (Brier 1950; Naeini et al. 2015)."
+    from sklearn.metrics import average_precision_score
     y = check_labels(labels)
     known = ~np.isnan(y)
     p, y = np.asarray(probabilities, float)[known], y[known]
@@ -74,6 +74,7 @@ def choose_threshold(
     specificity: float | None = None, # at least; None: Youden's rule
 ) -> float: # NaN if the validation images lack a label
     "Threshold by Youden (1950), the highest if several are best; or the lowest that has a given specificity."
+    from sklearn.metrics import roc_curve
     y = check_labels(labels)
     known = ~np.isnan(y)
     y, s = y[known], np.asarray(scores, float)[known]

@@ -19,7 +19,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ..runs import atomic_path
 from .comparison import Study
@@ -130,10 +129,13 @@ def _mean_curve(
     return grid, np.mean([np.interp(grid, *curve(labels[known], s[known])) for s in scores], 0)
 
 
-def _roc(y: np.ndarray, s: np.ndarray) -> tuple: return roc_curve(y, s)[:2]
+def _roc(y: np.ndarray, s: np.ndarray) -> tuple:
+    from sklearn.metrics import roc_curve
+    return roc_curve(y, s)[:2]
 
 
 def _recall_precision(y: np.ndarray, s: np.ndarray) -> tuple:
+    from sklearn.metrics import precision_recall_curve
     precision, recall, _ = precision_recall_curve(y, s)
     return recall[::-1], precision[::-1]
 

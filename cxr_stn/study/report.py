@@ -109,10 +109,13 @@ def write_printed(
 # %% ../../nbs/64_study.report.ipynb #8d0f48f3
 def outcome(
     row: Mapping, # with low and high of the difference; a row of a table, or a dictionary
-) -> str: # "improved", "worse", "inconclusive" or "not estimable"
+    margin: float | None = None, # a smaller difference does not matter; None: any difference does
+) -> str: # "improved", "worse", "equivalent" (only with a margin), "inconclusive" or "not estimable"
     "What an interval of a difference says."
     if not (np.isfinite(row["low"]) and np.isfinite(row["high"])): return "not estimable"
-    return "improved" if row["low"] > 0 else "worse" if row["high"] < 0 else "inconclusive"
+    if row["low"] > 0: return "improved"
+    if row["high"] < 0: return "worse"
+    return "equivalent" if margin and -margin < row["low"] and row["high"] < margin else "inconclusive"
 
 # %% ../../nbs/64_study.report.ipynb #84cc3e9c
 def _named(names: Iterable[str]) -> str:
@@ -133,7 +136,16 @@ def _findings_sentence(rows: pd.DataFrame, level: float) -> str:
 
 # %% ../../nbs/64_study.report.ipynb #b767c966
 SAID = {"improved": "{arm} improved on {comparator}", "worse": "{arm} is worse than {comparator}",
+        "equivalent": "{arm} is equivalent to {comparator}",
         "inconclusive": "Inconclusive whether {arm} differs from {comparator}"}
+
+
+def _margin_sentence(macro: pd.Series, margin: float | None) -> str: # a space in front, or nothing
+    "Whether the interval lies within the margin."
+    if margin is None: return ""
+    if -margin < macro["low"] and macro["high"] < margin:
+        return f" The whole interval lies within {margin:g}, the margin below which it does not matter."
+    return f" The interval does not exclude a difference of {margin:g}, the margin from which it matters."
 
 def _luck_sentence(macro: pd.Series, seeds: int) -> str:
     "What is known about the luck of training: the variation between seeds."
@@ -153,12 +165,13 @@ def verdict(
     seeds: int = 1,          # trainings in each arm
     simulated: bool = False, # simulated predictions
     level: float = .95,      # of confidence
+    margin: float | None = None, # a smaller difference of the macro mean does not matter
 ) -> str: # a paragraph
     "The result in plain words: primary endpoint, findings, what could have been seen, luck of training."
     mine = table[table["arm"] == arm]
     macro, rows = mine.iloc[0], mine.iloc[1:]
     warning = "SIMULATED predictions, not a result of any network. " if simulated else ""
-    result = outcome(macro)
+    result = outcome(macro, margin)
     if result == "not estimable":
         return (f"{warning}Not estimable whether {arm} differs from {macro['comparator']}: no finding has "
                 f"two patients with and two without it, or the differences have no variance.")
@@ -167,8 +180,8 @@ def verdict(
     return (f"{warning}{head[:1].upper()}{head[1:]}: the macro mean AUROC ({macro['note']}) is "
             f"{macro['auroc_a']:.4f} for {macro['comparator']} and {macro['auroc_b']:.4f} for {arm}, a "
             f"difference of {ranged(macro['difference'], macro['low'], macro['high'], 4, True)}, "
-            f"p {_equals(macro['p'])}, on {macro['images']} images of {macro['patients']} patients. "
-            f"{_findings_sentence(rows, level)} A true difference of "
+            f"p {_equals(macro['p'])}, on {macro['images']} images of {macro['patients']} patients."
+            f"{_margin_sentence(macro, margin)} {_findings_sentence(rows, level)} A true difference of "
             f"{detectable_difference(se, macro['df'], level):.4f} would have been found in 80% of "
             f"such studies. {_luck_sentence(macro, seeds)}")
 
