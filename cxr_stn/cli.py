@@ -7,8 +7,9 @@ __all__ = ['ALIGN', 'EXTRAS', 'INFO', 'NOTEBOOKS', 'COMMANDS', 'Command', 'optio
            'run_align', 'InfoParams', 'run_info', 'NotebooksParams', 'find_notebooks', 'run_notebooks', 'show_commands',
            'as_options', 'main']
 
-# %% ../nbs/85_cli.ipynb #b1fc60e6
+# %% ../nbs/85_cli.ipynb #79f7129a
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -78,12 +79,14 @@ def parse_options(
         add_argument_method=add_option)
     return command.params_class()(**source().get(name, {}))
 
-# %% ../nbs/85_cli.ipynb #e7268dc7
+# %% ../nbs/85_cli.ipynb #6fb437ba
 def run_align(
     params: Any, # AlignParams
 ) -> int: # exit code: 0 if all images could be used, else 1
     "Align images, and say how it went."
-    from cxr_stn.tool.align import align_images, count_outcomes, load_aligner, open_images
+    from cxr_stn.tool.align import align_images, load_aligner, open_images
+    from cxr_stn.report import count_outcomes
+    params = params.model_copy(update={"out_dir": os.path.abspath(os.path.expanduser(params.out_dir))})
     images = open_images(params)
     table, written = align_images(params, images, load_aligner(params))
     failed = table[table["status"] == "failed"]
@@ -91,7 +94,7 @@ def run_align(
     if len(failed) > 10: print(f"and {len(failed) - 10} more, see failures.csv", file=sys.stderr)
     if written: print(f"{params.out_dir}: {', '.join(written)}")
     elif params.shard != "1/1": print("the tables are written by the shard that finishes last")
-    counts = count_outcomes(table)
+    counts = count_outcomes(table.to_dict("records"))
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
     return 1 if counts["failed"] else 0
 
