@@ -172,7 +172,7 @@ def open_images(
     if source is not None: check_apart(source, out_dir)
     return Images(dataset, aligned_files(dataset, source), source)
 
-# %% ../../nbs/82_tool.align.ipynb #3004d7f1
+# %% ../../nbs/82_tool.align.ipynb #bf102d74
 BOX_EDGES = ["left", "top", "right", "bottom"]
 
 
@@ -183,7 +183,7 @@ def read_boxes(
     boxes = read_rows(path)
     if missing := [name for name in ("image", *BOX_EDGES) if name not in boxes]:
         raise MetadataError(f"{path}: no column {', '.join(missing)}; columns seen: {', '.join(boxes)}")
-    edges = boxes[BOX_EDGES].apply(pd.to_numeric, errors="coerce")
+    edges = boxes[BOX_EDGES].apply(pd.to_numeric, errors="coerce").astype(float)
     bad = edges.isna().any(axis=1) | (edges["left"] > edges["right"]) | (edges["top"] > edges["bottom"])
     if bad.any(): raise MetadataError(f"{path}, row {boxes.index[bad][0]}: left, top, right, bottom are no box")
     return boxes.assign(**edges)
