@@ -50,10 +50,10 @@ def is_dicom(
         with open(path, "rb") as file: data = file.read(1024)
     except OSError: return False
     if data[128:132] == b"DICM": return True
-    for order in "<>":
+    for order, order_after in ("<<", "<>", ">>"): # group 2 is always little endian
         try:
             first, after = next_element(data, 0, order)
-            second, _ = next_element(data, after, order)
+            second, _ = next_element(data, after, order_after)
         except struct.error: continue
         if first < second and first >> 16 in (2, 8) and second >> 16 in (2, 8): return True
     return False

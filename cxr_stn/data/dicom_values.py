@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WINDOWS', 'COLOURS', 'SPACING_TAGS', 'LATERAL_VIEWS', 'VIEWS', 'VIEW_CODES', 'DIRECTIONS', 'numbers', 'integer',
            'mask_bits', 'lookup', 'stored_values', 'modality_values', 'apply_window', 'valid_window', 'voi_values',
-           'is_inverse', 'smallest_type', 'grey_tables', 'grey_values', 'read_spacing', 'read_view', 'read_orientation',
-           'lateral_reason', 'warn_of_values', 'warn_of_view', 'to_radiograph', 'expected_orientation',
-           'header_conflicts']
+           'is_inverse', 'smallest_type', 'grey_tables', 'grey_values', 'valid_spacing', 'read_spacing', 'read_view',
+           'read_orientation', 'lateral_reason', 'warn_of_values', 'warn_of_view', 'to_radiograph',
+           'expected_orientation', 'header_conflicts']
 
 # %% ../../nbs/16_data.dicom_values.ipynb #77fa3ebb
 import re
@@ -168,18 +168,25 @@ def grey_values(
     index = stored.astype(np.int32) + len(shown) // 2 if integer(header, "PixelRepresentation", 0) else stored
     return np.take(shown, index, mode="clip"), np.take(values, index, mode="clip")
 
-# %% ../../nbs/16_data.dicom_values.ipynb #b355c1e4
+# %% ../../nbs/16_data.dicom_values.ipynb #20b4cde3
 SPACING_TAGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing") # the first that is valid
+
+
+def valid_spacing(
+    header: Any, # pydicom Dataset
+    keyword: str, # one of SPACING_TAGS
+) -> tuple[float, float] | None: # mm between (rows, columns)
+    "One of the spacings of a header; None if it is missing or not positive."
+    spacing = numbers(header, keyword)
+    good = len(spacing) == 2 and all(0 < mm < inf for mm in spacing)
+    return (spacing[0], spacing[1]) if good else None
 
 
 def read_spacing(
     header: Any, # pydicom Dataset
 ) -> tuple[float, float] | None: # mm between (rows, columns)
     "The distance of neighbouring pixels; None if the header does not know it."
-    for keyword in SPACING_TAGS:
-        found = numbers(header, keyword)
-        if len(found) == 2 and all(0 < number < inf for number in found): return found[0], found[1]
-    return None
+    return next(filter(None, (valid_spacing(header, keyword) for keyword in SPACING_TAGS)), None)
 
 # %% ../../nbs/16_data.dicom_values.ipynb #c4361ee6
 LATERAL_VIEWS = ("LL", "RL", "LATERAL", "LAT", "XTABLE LATERAL")
