@@ -10,9 +10,10 @@ import argparse
 import sys
 
 import yaml
+from pytorch_lightning.utilities import rank_zero_only
 
 from .config import input_path, ParameterError, read_yaml
-from .runs import process_rank, started_processes
+from .trainer import started_processes
 from .aligner.data import TrainParams
 from .aligner.training import fit_aligner
 from .classifier.training import ClassifyParams, fit_classifier
@@ -65,9 +66,9 @@ def main(
     typed = parse_command(words)
     try:
         folder = TRAININGS[typed.what][1](typed_parameters(typed))
-        if process_rank() == 0: print(f"{typed.what}: the run is in {folder}")
+        if rank_zero_only.rank == 0: print(f"{typed.what}: the run is in {folder}")
     except (ParameterError, FileNotFoundError) as error:
-        sys.exit(str(error) if process_rank() == 0 else 1)
+        sys.exit(str(error) if rank_zero_only.rank == 0 else 1)
 
 
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['REMARKS', 'RunParams', 'EpochSampler', 'ResumableLoader', 'loader', 'set_up', 'share_batch_norm', 'freeze_batch_norm',
-           'make_optimizer', 'EpochLog', 'check_start', 'choose_strategy', 'threads', 'quiet', 'StepSeeds',
-           'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes', 'read_checkpoint', 'bare_trainer']
+           'make_optimizer', 'EpochLog', 'started_processes', 'check_start', 'choose_strategy', 'threads', 'quiet',
+           'StepSeeds', 'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes', 'read_checkpoint', 'RunData',
+           'bare_trainer']
 
 # %% ../nbs/29_trainer.ipynb #f8a2fb2e
 import contextlib
 import io
 import logging
+import os
 import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import Params
-from .runs import atomic_write, started_processes
+from .runs import atomic_write
 from .sources import DataParams
 from .backbones import CheckpointError
 
@@ -215,6 +217,17 @@ class EpochLog(pl.Callback):
         numbers = (f"{k} {row[k]:.4f}" for k in self.shown if k in row)
         print(f"epoch {row['epoch'] + 1}/{trainer.max_epochs}", *numbers, sep="  ", flush=True)
 
+# %% ../nbs/29_trainer.ipynb #94ead4a9
+def started_processes() -> dict | None: # {"devices": on this machine, "num_nodes": machines}
+    "How many processes torchrun or Slurm has started for this run; None if neither has."
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        here = int(env["LOCAL_WORLD_SIZE"])
+        return dict(devices=here, num_nodes=int(env["WORLD_SIZE"]) // here)
+    tasks, machines = int(env.get("SLURM_NTASKS", 1)), int(env.get("SLURM_NNODES", 1))
+    if tasks == 1 or env.get("SLURM_JOB_NAME") in ("bash", "interactive"): return None  # not by srun
+    return dict(devices=tasks // machines, num_nodes=machines)
+
 # %% ../nbs/29_trainer.ipynb #dfba3952
 def _in_notebook() -> bool:
     "Whether a Jupyter kernel runs this."
@@ -344,6 +357,26 @@ def read_checkpoint(
         raise CheckpointError(f"checkpoint {path} is of another network: {odd[0]} has the shape "
                               f"{there.get(odd[0])} there and {here.get(odd[0])} here; {cure}")
     return checkpoint
+
+# %% ../nbs/29_trainer.ipynb #4c1993fc
+class RunData(pl.LightningDataModule):
+    "Images of a run, which begins when all of its processes have read what an earlier start has left."
+    def __init__(self):
+        super().__init__()
+        self.prepare_data_per_node = False  # but once
+        self.found: str | None = None  # what was read
+        self.begin: Callable[[], Any] | None = None  # what the first process does then
+
+    def prepare_data(self) -> None:
+        "As Lightning calls it, in the first process alone."
+        if self.begin: self.begin()
+
+    def setup(self, stage: str) -> None:
+        "As Lightning calls it, in every process; OSError if the first one has found something else."
+        first = self.trainer.strategy.broadcast(self.found)
+        if first != self.found:
+            raise OSError(f"the first process has found {first!r} in the run's folder, and this one "
+                          f"{self.found!r}: on several machines out_dir must be a folder that all share")
 
 # %% ../nbs/29_trainer.ipynb #7a718168
 def bare_trainer(

@@ -21,7 +21,7 @@ from ..data.augment import (AlbumentationsAugment, augment_config, AugmentationP
                                   match_histogram, N_UNIFORMS)
 from ..phantom.dataset import phantom_truth
 from ..sources import DataParams, load_cache, load_dataset
-from ..trainer import loader, RunParams
+from ..trainer import loader, RunData, RunParams
 from .networks import NetworkParams
 from .template import TargetParams
 from .losses import LossParams
@@ -69,7 +69,7 @@ class AugmentedDataset(Dataset):
                     augmented_to_image=matrix_to_affine(np.stack(matrices), image.shape, image.shape))
 
 # %% ../../nbs/34_aligner.data.ipynb #0893f4dd
-class AlignerData(pl.LightningDataModule):
+class AlignerData(RunData):
     """Training and validation images of a run, and extra phantoms where they are wanted.
     ValueError if there are too few for the batch or the devices."""
     def __init__(self, params: TrainParams):

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ClassifyParams', 'ClassifierTraining', 'fewer_images', 'ClassifierData', 'Patience', 'classifier_trainer', 'predict',
-           'start_run', 'agreed_start', 'finish_run', 'say_estimable', 'fit_classifier']
+           'arm_checksum', 'find_state', 'begin_run', 'finish_run', 'say_estimable', 'fit_classifier']
 
 # %% ../../nbs/54_classifier.training.ipynb #80d5942c
+import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -23,14 +25,16 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ..runs import atomic_write, follow, Run
+from ..config import output_path
+from ..runs import atomic_write, Run
 from ..geometry import compose
 from ..resampling import warp_antialiased
 from ..data.cache import ImageCache
+from ..data.datasets import digest
 from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, loader, make_optimizer,
-                             quiet, read_checkpoint, RunParams, set_up, share_batch_norm, threads)
+                             quiet, read_checkpoint, RunData, RunParams, set_up, share_batch_norm, threads)
 from ..aligner.networks import AlignerNetwork, predict_poses
-from ..inference import choose_device
+from ..inference import choose_device, find_checkpoint
 from .arms import (affine_table, arm_affines, ArmDataset, Augmentation, build_arm_cache,
                                      InputParams, read_affines)
 from .model import (class_weights, classification_loss, Classifier, ClassifierParams,
@@ -160,22 +164,33 @@ def fewer_images(
     return np.sort(rows[np.argsort(position, kind="stable")[:n]])
 
 # %% ../../nbs/54_classifier.training.ipynb #8b2c4195
-class ClassifierData(pl.LightningDataModule):
+class ClassifierData(RunData):
     "Images of a run, seen through its arm; ValueError if the training images do not fill a batch."
     def __init__(
         self,
         params: ClassifyParams,
         cache: ImageCache, # N images
-        input_to_image: Tensor, # (N, 2, 3) normalised, input -> image
+        input_to_image: Tensor | None, # (N, 2, 3) normalised, input -> image; None: those of the run
+        run: Run | None = None, # whose affines.csv is written before `setup`
     ):
         super().__init__()
-        self.params, self.cache, self.input_to_image = params, cache, input_to_image
+        self.params, self.cache, self.input_to_image, self.run = params, cache, input_to_image, run
         self.rows = {split: cache.rows(split) for split in ("train", "valid", "test")}
         if params.n_train: self.rows["train"] = fewer_images(cache, params.n_train, params.data_seed)
         n, n_devices = len(self.rows["train"]), params.devices * params.num_nodes
         if n < params.batch_size * n_devices:
             raise ValueError(f"{n} training images do not fill one batch of {params.batch_size} on "
                              f"{n_devices} devices: lower batch_size or give more images")
+
+    def read_affines(self) -> None:
+        "Take the matrices of the run, if they are not there yet."
+        if self.input_to_image is None:
+            self.input_to_image = read_affines(self.run.read_table("affines"), self.cache.dataset)
+
+    def setup(self, stage: str) -> None:
+        "As Lightning calls it, in every process, when the first has begun the run."
+        super().setup(stage)
+        self.read_affines()
 
     def dataset(self, split: str) -> ArmDataset:
         "The images of a split; training images with augmentation."
@@ -236,46 +251,50 @@ def predict(
     probs, input_to_image = (torch.cat(part) for part in zip(*made))
     return probs.numpy(), input_to_image
 
-# %% ../../nbs/54_classifier.training.ipynb #784ae646
-def start_run(
+# %% ../../nbs/54_classifier.training.ipynb #10ddee40
+def arm_checksum(
+    params: ClassifyParams,
+    cache: ImageCache, # of the run
+    arm_metadata: dict, # of an earlier start with the same parameters
+) -> str | None: # None in an arm without an aligner
+    "The checksum that the arm would have now, of its aligner or of the images that align.ipynb wrote."
+    if params.aligned_dir: return digest([(cache.dataset.content_hash(),)])
+    if arm_metadata["aligner"] is None: return None
+    return hashlib.sha256(find_checkpoint(params.aligner).read_bytes()).hexdigest()
+
+
+def find_state(
     run: Run,
     params: ClassifyParams,
     cache: ImageCache, # N images
-) -> tuple[Tensor, dict, AlignerNetwork | None, bool]: # (N, 2, 3); of the arm; whether it goes on
-    "Matrices input -> image, from an earlier start if nothing has changed since; else all traces of it go."
-    files, earlier = (run.path / "affines.csv", run.path / "arm.json"), None
-    if run.restarted and params.resume and all(file.exists() for file in files):
-        known = read_affines(run.read_table("affines"), cache.dataset)
-        if known is not None: earlier = known, json.loads(files[1].read_text())
-    input_to_image, arm_metadata = arm_affines(params, cache, earlier)
-    stn, checksum = end_to_end_network(params, cache.dataset)
-    if stn is not None: arm_metadata["aligner"] = checksum
-    go_on = earlier is not None and earlier[1] == arm_metadata
-    if not go_on:
+) -> str: # "finished", "go on" or "from scratch"
+    "What an earlier start has left that can be used, where parameters, images and aligner are the same."
+    arm, table = run.path / "arm.json", run.path / "affines.csv"
+    if not (run.restarted and params.resume and arm.exists() and table.exists()): return "from scratch"
+    if read_affines(run.read_table("affines"), cache.dataset) is None: return "from scratch"
+    arm_metadata = json.loads(arm.read_text())
+    if arm_checksum(params, cache, arm_metadata) != arm_metadata["aligner"]: return "from scratch"
+    if (run.path / "predictions.parquet").exists(): return "finished"
+    return "go on" if (run.path / "checkpoints" / "last.ckpt").exists() else "from scratch"
+
+# %% ../../nbs/54_classifier.training.ipynb #3a232286
+def begin_run(
+    run: Run,
+    params: ClassifyParams,
+    cache: ImageCache, # N images
+    state: str, # as `find_state` returns it
+    checksum: str | None = None, # of the transformer's aligner
+) -> None:
+    "Remove what cannot be used, write the matrices of the arm, and put the run on record."
+    if state == "from scratch":
+        input_to_image, arm_metadata = arm_affines(params, cache)
+        if checksum: arm_metadata["aligner"] = checksum
         for name in ("predictions.parquet", "log.csv", "learned_affines.csv"):
             (run.path / name).unlink(missing_ok=True)
         for name in ("checkpoints", "tensorboard"): shutil.rmtree(run.path / name, ignore_errors=True)
         run.write_table("affines", affine_table(cache.dataset, input_to_image))
-        atomic_write(files[1], json.dumps(arm_metadata, indent=1) + "\n")
-    return input_to_image, arm_metadata, stn, go_on
-
-# %% ../../nbs/54_classifier.training.ipynb #edb57b2e
-def agreed_start(
-    run: Run,
-    params: ClassifyParams,
-    cache: ImageCache, # N images
-) -> tuple[Tensor, dict, AlignerNetwork | None, bool, bool]: # as `start_run`; whether the run is finished
-    "`start_run` in the first process, in the others what it found; goes on only if there is a checkpoint."
-    mine = []
-    def decide() -> tuple:
-        input_to_image, arm_metadata, stn, earlier = start_run(run, params, cache)
-        mine.extend([input_to_image, stn])
-        last, done = run.path / "checkpoints" / "last.ckpt", run.path / "predictions.parquet"
-        return arm_metadata, earlier and last.exists(), done.exists()
-    arm_metadata, go_on, finished = run.agree(decide)
-    input_to_image, stn = mine or (read_affines(run.read_table("affines"), cache.dataset),
-                                   end_to_end_network(params, cache.dataset)[0])
-    return input_to_image, arm_metadata, stn, go_on, finished
+        atomic_write(run.path / "arm.json", json.dumps(arm_metadata, indent=1) + "\n")
+    run.record()
 
 # %% ../../nbs/54_classifier.training.ipynb #6ca77624
 def finish_run(
@@ -283,9 +302,10 @@ def finish_run(
     params: ClassifyParams,
     data: ClassifierData,
     module: ClassifierTraining, # its weights are replaced by the best
-    arm_metadata: dict, # as `start_run` returns it
 ) -> Path: # predictions.parquet
     "Predict with the best checkpoint, and write the predictions with what must be known about them."
+    data.read_affines()  # where the processes were forked, `setup` was called in another
+    arm_metadata = json.loads((run.path / "arm.json").read_text())
     best = read_checkpoint(run.path / "checkpoints" / "best.ckpt", module)
     module.load_state_dict(best["state_dict"])
     device = "cpu" if params.accelerator == "cpu" else "auto"
@@ -321,17 +341,17 @@ def fit_classifier(
     with quiet(), threads(params):
         check_start(params)
         pl.seed_everything(params.seed, verbose=False)
-        follow(params.out_dir)
-        cache = build_arm_cache(params)
-        with Run(params.out_dir, params, cache.dataset.manifest_hash()) as run:
-            input_to_image, arm_metadata, stn, go_on, finished = agreed_start(run, params, cache)
-            data = ClassifierData(params, cache, input_to_image)
-            if run.is_first: say_estimable(data.labels("valid"))
-            if finished: return run.path
+        cache, trainer = build_arm_cache(params), classifier_trainer(params, output_path(params.out_dir))
+        manifest_hash = cache.dataset.manifest_hash()
+        with Run(params.out_dir, params, manifest_hash, trainer.global_rank) as run:
+            state, data = find_state(run, params, cache), ClassifierData(params, cache, None, run)
+            if trainer.is_global_zero: say_estimable(data.labels("valid"))
+            if state == "finished": return run.path
+            stn, checksum = end_to_end_network(params, cache.dataset)
+            data.found, data.begin = state, partial(begin_run, run, params, cache, state, checksum)
             module = ClassifierTraining(params.model_dump(), data.labels("train").mean(0).tolist(), stn)
-            last = run.path / "checkpoints" / "last.ckpt"
-            trainer = classifier_trainer(params, run.path)
-            if go_on: read_checkpoint(last, module)  # an error that names it, if need be
-            trainer.fit(module, datamodule=data, weights_only=True, ckpt_path=last if go_on else None)
-            if trainer.is_global_zero: finish_run(run, params, data, module, arm_metadata)
+            last = run.path / "checkpoints" / "last.ckpt" if state == "go on" else None
+            if last: read_checkpoint(last, module)  # an error that names it, if need be
+            trainer.fit(module, datamodule=data, weights_only=True, ckpt_path=last)
+            if trainer.is_global_zero: finish_run(run, params, data, module)
         return run.path

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'BLOCK', 'preprocess_image', 'cache_folder', 'try_preprocess', 'worker_pool', 'read_json',
            'write_block', 'read_marker', 'open_cache_file', 'build_blocks', 'checksums', 'finish_cache', 'tidy',
-           'ImageCache', 'CachedRows', 'open_cache', 'build_cache']
+           'ImageCache', 'CachedRows', 'open_cache', 'fill_cache', 'build_cache']
 
 # %% ../../nbs/14_data.cache.ipynb #4a451786
 import json
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..runs import atomic_path, atomic_write, writing
+from ..runs import atomic_path, atomic_write, claim, writing
 from ..resampling import letterbox
 from .images import ImageError, to_unit
 from .datasets import digest, ImageDataset
@@ -255,6 +255,24 @@ def open_cache(
     failures = pd.DataFrame({"image": names, "reason": list(failed.values())}, dtype=object)
     return ImageCache(images, dataset.select(np.setdiff1d(np.arange(len(dataset)), list(failed))), failures)
 
+# %% ../../nbs/14_data.cache.ipynb #87455a5f
+def fill_cache(
+    dataset: ImageDataset,
+    size: int,        # side S of the cached images in pixels
+    cache_path: Path, # folder of these images in the cache
+    workers: int,     # as for `worker_pool`
+    progress: bool | None, # show a bar; None: in a terminal only
+) -> ImageCache:
+    "Make the images; ImageError if none of them can be used, OSError names a file that cannot be written."
+    (cache_path / "index.json").unlink(missing_ok=True)
+    with open_cache_file(dataset, size, cache_path) as file:
+        failed = build_blocks(dataset, size, file, cache_path, workers, progress)
+        if len(failed) == len(dataset):
+            first = dataset.table["image"].iat[0]
+            raise ImageError(first, f"{failed[0]}; none of the {len(dataset)} images can be used")
+        finish_cache(dataset, size, file, cache_path, failed)
+    return open_cache(dataset, size, cache_path)
+
 # %% ../../nbs/14_data.cache.ipynb #3c54dbba
 def build_cache(
     dataset: ImageDataset,
@@ -272,15 +290,9 @@ def build_cache(
     if not len(dataset): raise ValueError(f"{dataset.name}: no images to cache")
     if size < 1: raise ValueError(f"size = {size} must be at least 1 pixel")
     cache_path = cache_folder(dataset, size, cache_dir)
-    stale = cache_path / "index.json" if (cache_path / "index.json").exists() else None
-    if (cache := open_cache(dataset, size, cache_path, verify)) is not None:
-        tidy(cache_path, Path(cache.images.filename).name)
-        return cache
-    if stale: stale.unlink(missing_ok=True)
-    with open_cache_file(dataset, size, cache_path) as file:
-        failed = build_blocks(dataset, size, file, cache_path, workers, progress)
-        if len(failed) == len(dataset):
-            first = dataset.table["image"].iat[0]
-            raise ImageError(first, f"{failed[0]}; none of the {len(dataset)} images can be used")
-        finish_cache(dataset, size, file, cache_path, failed)
-    return open_cache(dataset, size, cache_path)
+    if (cache := open_cache(dataset, size, cache_path, verify)) is None:
+        with claim(cache_path, wait=True):  # another process may have made them meanwhile
+            if (cache := open_cache(dataset, size, cache_path, verify)) is None:
+                cache = fill_cache(dataset, size, cache_path, workers, progress)
+    tidy(cache_path, Path(cache.images.filename).name)
+    return cache

@@ -1,12 +1,12 @@
 """What the core promises when processes are killed, disks are full and several start at once."""
-import json, os, signal, subprocess
+import os, signal, subprocess
 from pathlib import Path
 
 import nbformat, pytest
 from helpers import papermill, python
 
 from cxr_stn.config import input_path, ParameterError, Params, project_root
-from cxr_stn.runs import _myself, atomic_path, atomic_write, Run
+from cxr_stn.runs import atomic_path, atomic_write, claim, Run
 
 
 def litter(folder): return [p.name for p in Path(folder).iterdir() if p.name.startswith(".")]
@@ -32,7 +32,7 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path):
     assert len(litter(tmp_path)) == 1, "the half file has a name of its own"
     (tmp_path/"checkpoints").mkdir()
     (tmp_path/"checkpoints"/".part-0-last.ckpt").write_text("half")
-    with Run(tmp_path, {}): assert litter(tmp_path) == [".lock", ".processes.json"], "the next run sweeps it away"
+    with Run(tmp_path, {}): assert sorted(litter(tmp_path)) == [".lock", ".owner.json"], "the next run sweeps it away"
     assert litter(tmp_path/"checkpoints") == []
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
@@ -103,12 +103,12 @@ def test_second_process_is_refused_and_a_killed_one_succeeded(tmp_path):
     assert out.startswith("refused another run is writing to") and str(first.pid) in out, err
     first.kill()
     first.communicate()
-    assert (tmp_path/".lock").exists(), "a killed process cannot tidy up"
+    assert sorted(litter(tmp_path)) == [".lock", ".owner.json"], "a killed process cannot tidy up"
     with Run(tmp_path, dict(lr=1)) as run: assert run.restarted
-    assert not (tmp_path/".lock").exists()
+    assert litter(tmp_path) == []
 
 def test_of_many_that_find_a_stale_lock_one_wins(tmp_path):
-    (tmp_path/".lock").write_text(json.dumps({**_myself(), "born": 0.0}))
+    for name in (".lock", ".owner.json"): (tmp_path/name).write_text("left behind by a process that was killed")
     crowd = [python(HOLD.format(folder=str(tmp_path))) for _ in range(6)]
     said = [p.stdout.readline().split()[0] for p in crowd]
     for p in crowd: p.communicate("\n")
@@ -123,18 +123,48 @@ def test_a_forked_child_does_not_give_up_the_lock(tmp_path):
         child = os.fork()
         if child == 0: run.close(); os._exit(0)
         os.waitpid(child, 0)
-        print((run.path/".lock").exists())
+        print((run.path/".lock").exists(), flush=True)
+        input()
         """)
-    out, err = parent.communicate()
-    assert out.strip() == "True", err
+    assert parent.stdout.readline().strip() == "True", parent.communicate()[1]
+    with pytest.raises(OSError, match=f"process {parent.pid} "): Run(tmp_path, {})
+    parent.communicate("\n")
     assert not (tmp_path/".lock").exists(), "but the parent's end does"
 
 def test_damaged_records_do_not_stop_a_run(tmp_path):
     for rubbish in ("{ half a", "", "null", "[1]", "7", '"text"'):
         (tmp_path/"provenance.json").write_text(rubbish)
         with Run(tmp_path, dict(lr=1)) as run: assert (run.restarted, run.changed) == (False, [])
-    (tmp_path/".lock").write_text("")
-    with pytest.raises(OSError, match="remove .*lock"): Run(tmp_path, dict(lr=1))
+        (tmp_path/".owner.json").write_text(rubbish)
+        (tmp_path/".lock").write_text(rubbish)
+
+def test_a_child_that_outlives_a_killed_run_does_not_keep_its_lock(tmp_path):
+    "As the workers that load data do, for a moment"
+    parent = python(f"""
+        import os, time
+        from cxr_stn.runs import Run
+        run = Run({str(tmp_path)!r}, {{}})
+        if os.fork() == 0: os.close(1); os.close(2); time.sleep(60); os._exit(0)
+        print("forked", flush=True)
+        input()
+        """)
+    assert parent.stdout.readline().strip() == "forked", parent.communicate()[1]
+    parent.kill()
+    parent.communicate()
+    with Run(tmp_path, {}) as run: assert run.restarted
+
+def test_who_waits_for_a_claim_gets_it_when_its_holder_is_killed(tmp_path):
+    holder = python(f"""
+        from pathlib import Path
+        from cxr_stn.runs import claim
+        with claim(Path({str(tmp_path/"cache")!r})): print("mine", flush=True); input()
+        """)
+    assert holder.stdout.readline().strip() == "mine", holder.communicate()[1]
+    with claim(tmp_path/"cache") as mine: assert not mine
+    holder.kill()
+    with claim(tmp_path/"cache", wait=True) as mine: assert mine
+    holder.communicate()
+    assert litter(tmp_path) == []
 
 def test_provenance_without_git(tmp_path):
     done = python(f"""

@@ -1,5 +1,6 @@
 """Several processes: torchrun and Lightning's ddp on two CPU processes train as one process does with twice the batch."""
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from helpers import ROOT, papermill
 from cxr_stn.data.chestxray14 import FINDINGS
 from cxr_stn.classifier.metrics import macro_auroc
 from cxr_stn.classifier.predictions import read_predictions
+from cxr_stn.runs import Run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cxr_stn.train"]
 ALONE = ["-m", "cxr_stn.train"]
@@ -27,6 +29,13 @@ def train(program, what, folder, name, given):
                           cwd=ROOT, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / name, done.stdout
+
+
+def failing(run, given):
+    given = dict(given, out_dir=run, cache_dir=run.parent / "cache")
+    done = subprocess.run([sys.executable, *TORCHRUN, "aligner", *[w for n, v in given.items() for w in ("-p", n, str(v))]],
+                          cwd=ROOT, text=True, capture_output=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +88,9 @@ def test_only_the_first_process_writes(aligners, classifiers):
     for pair in (aligners, classifiers):
         for (run, said), processes in zip(pair, (1, 2)):
             assert said.count("epoch 1/2") == 1 and said.count("the run is in") == 1, said
-            assert len(list(run.glob("tensorboard/events*"))) == 1 and not (run / ".lock").exists()
+            assert len(list(run.glob("tensorboard/events*"))) == 1 and not list(run.glob(".*"))
             metadata = json.loads((run / "provenance.json").read_text())
             assert metadata["parameters"]["devices"] == processes and "earlier" not in metadata
-            assert (run / ".processes.json").exists() == (processes == 2)
     files = [sorted(p.name for p in run.iterdir() if p.name[0] != ".") for run, _ in aligners]
     assert files[0] == files[1]
 
@@ -101,7 +109,24 @@ def test_ddp_without_torchrun_is_the_same(aligners):
     run, _ = aligners[1]
     other, said = train(ALONE, "aligner", run.parent, "ddp", ALIGNER | dict(batch_size=8, devices=2, strategy="ddp"))
     assert (other / "log.csv").read_bytes() == (run / "log.csv").read_bytes()
-    assert said.count("epoch 1/2") == 1 and not (other / ".lock").exists() and not (other / ".processes.json").exists()
+    assert said.count("epoch 1/2") == 1 and not list(other.glob(".*"))
+
+
+@pytest.mark.slow
+def test_the_second_launch_in_a_folder_is_refused_as_a_whole(aligners):
+    run, _ = aligners[1]
+    with Run(run, {}, rank=0):
+        code, said = failing(run, ALIGNER | dict(batch_size=8, epochs=3))
+    assert code != 0 and said.count(f"another run is writing to {run} (process {os.getpid()} ") >= 1, said
+    assert pd.read_csv(run / "log.csv")["epoch"].tolist() == [0, 1] and (run / "aligner.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_what_fails_in_the_first_process_ends_the_others(tmp_path):
+    "Here it is the record of the run, which is written while the others wait"
+    (tmp_path / "run" / "params.yaml").mkdir(parents=True)
+    code, said = failing(tmp_path / "run", ALIGNER | dict(n_images=60, batch_size=8))
+    assert code != 0 and f"cannot write {tmp_path / 'run' / 'params.yaml'}" in said, said
 
 
 @pytest.mark.slow
