@@ -41,7 +41,7 @@ class Command:
         module, name = self.params.split(":")
         return getattr(import_module(module), name)
 
-# %% ../nbs/85_cli.ipynb #304cf90b
+# %% ../nbs/85_cli.ipynb #5b47f592
 def options_class(
     command: Command,
 ) -> type: # a pydantic model
@@ -60,7 +60,7 @@ def options_class(
 def add_option(parser: Any, *flags: str, **settings: Any) -> Any:
     "What argparse's `add_argument` does, with a placeholder in capitals, and without defaults that say nothing."
     name = settings.get("dest", flags[0]).split(".")[-1].split(":")[-1]
-    if settings.get("metavar"): settings["metavar"] = name.upper().replace("-", "_")
+    if settings.get("metavar", "{")[0] != "{": settings["metavar"] = name.upper().replace("-", "_")
     if settings.get("help"): settings["help"] = re.sub(r" \((default: (None|False)|required)\)", "", settings["help"])
     return argparse.ArgumentParser.add_argument(parser, *sorted(flags, key=len), **settings)
 
