@@ -227,7 +227,7 @@ def discard(
 ) -> int: # how many images were removed
     "Remove records and the files that they name, as far as these lie in the folder of the run."
     records = [record for record in read_records(path)[1].values() if record["status"] == "aligned"]
-    for file in (out_dir / name for record in records for name in record.get("written", [record["file"]])):
+    for file in (out_dir / name for record in records for name in {record["file"], *record.get("written", ())}):
         if out_dir.resolve() in file.resolve().parents: file.unlink(missing_ok=True)
     path.unlink()
     return len(records)

@@ -55,7 +55,7 @@ def test_the_package_executes_no_notebooks():
     "What the package does works from an installed wheel, where there are no notebooks"
     assert [name for name in MODULES if re.search(r"^\s*(import|from) (papermill|nbformat|nbclient)\b", module_file(name).read_text(), re.M)] == []
 
-PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.EvaluateParams", align="aligner.batch.AlignParams",
+PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.EvaluateParams", align="tool.align.AlignParams",
                   classify="classifier.training.ClassifyParams", compare="study.comparison.CompareParams",
                   simulation="study.simulation.SimulationParams", experiments="study.report.ExperimentsParams")
 DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}    # a tiny example of a table of runs

@@ -41,7 +41,8 @@ from cxr_stn.aligner.checkpoints import CHECKPOINT_FORMAT
 from cxr_stn.aligner.data import TrainParams
 from cxr_stn.aligner.training import fit_aligner
 from cxr_stn.inference import Aligner
-from cxr_stn.aligner.batch import align_dataset, AlignParams, read_records
+from cxr_stn.aligner.batch import align_dataset, read_records
+from cxr_stn.tool.align import AlignParams
 from cxr_stn.evaluation.tables import EvaluateParams
 from cxr_stn.classifier.predictions import PredictionError, read_predictions
 from cxr_stn.classifier.training import ClassifyParams, fit_classifier
@@ -590,7 +591,7 @@ PARAMETERS = [
     (TrainParams, dict(seed=None), "parameter 'seed': None is not an integer"),
     (AlignParams, dict(batch_size=0), "parameter 'batch_size'"),
     (AlignParams, dict(passes="two"), "parameter 'passes': 'two' is not an integer"),
-    (AlignParams, dict(output_height=8), "parameter 'output_height'"),
+    (AlignParams, dict(output_height=8), "unknown parameter 'output_height': it is called 'size' now"),
     (ClassifyParams, dict(arm="oracle", data="nih"), "arm = 'oracle' needs data = 'phantom'"),
     (ClassifyParams, dict(crop_area=2), "parameter 'crop_area'"),
     (AlignParams, dict(devices=2), "unknown parameter 'devices'"),  # training alone is spread over several
