@@ -1,12 +1,14 @@
-"""Times the released aligner against the baselines of the evaluation, image by image on one thread, and against itself in batches.
+"""Times the released aligner against the baselines of the evaluation, image by image on one thread, and
+against itself in batches.
 
     CXR_STN_DATA=folder python benchmarks/alignment.py [--images 60] [--rounds 7] [--checkpoint chest]
 
-Every program gets images in memory and returns a matrix, preparation included; reading from disk is not. All take turns,
-some rounds; printed is for each the least time of its rounds, on the clock, which another program on the same machine
-disturbs least, and its ratio to `ecc`, whose images have the size of the aligner's input. The aligner is timed by
-each runtime and precision (openvino if installed): one image at a time on one thread, in batches on one thread, and in
-batches on all. Compiling a network is not timed. Images: the first of lungmask-dev, else of the phantom.
+Every program gets images in memory and returns a matrix, preparation included; reading from disk is not. All
+take turns, some rounds; printed is for each the least time of its rounds, on the clock, which another program
+on the same machine disturbs least, and its ratio to `ecc`, whose images have the size of the aligner's input.
+The aligner is timed by each runtime and precision (openvino if installed): one image at a time on one thread,
+in batches on one thread, and in batches on all. Compiling a network is not timed. Images: the first of
+lungmask-dev, else of the phantom.
 """
 import sys
 from importlib.util import find_spec
@@ -33,9 +35,14 @@ SLOW = ("simpleitk", "kornia")  # baselines that see a fifth of the images only
 def load(count):
     "Images to align, images for the template of registering baselines, and where the first are from."
     folder = data_folder()
-    if folder: dataset, others = load_masked(folder / "lungmask-dev"), load_dataset("nih", folder / "nih14-sample").select("train")
-    else: dataset, others = load_dataset("phantom", n_images=count, size=512), load_dataset("phantom", n_images=100, seed=1)
-    return [dataset.read(i) for i in range(min(count, len(dataset)))], [others.read(i) for i in range(60)], dataset.name
+    if folder:
+        dataset = load_masked(folder / "lungmask-dev")
+        others = load_dataset("nih", folder / "nih14-sample").select("train")
+    else:
+        dataset = load_dataset("phantom", n_images=count, size=512)
+        others = load_dataset("phantom", n_images=100, seed=1)
+    images = [dataset.read(i) for i in range(min(count, len(dataset)))]
+    return images, [others.read(i) for i in range(60)], dataset.name
 
 
 def one_by_one(folder, dataset):
@@ -61,7 +68,8 @@ def baselines(dataset, others, shape):
 def kind(aligner): return f"{aligner.runtime} {aligner.fast.precision}" if aligner.fast else "torch float32"
 
 
-def single(aligner, dataset): return one_by_one(lambda image: aligner.predict(aligner.preprocess(image)[None]), dataset)
+def single(aligner, dataset):
+    return one_by_one(lambda image: aligner.predict(aligner.preprocess(image)[None]), dataset)
 
 
 def together(aligner, dataset): return lambda: aligner.predict(to_network_inputs(dataset, aligner.input_size))
@@ -75,8 +83,10 @@ def main():
     given = ask.parse_args()
     dataset, others, name = load(given.images)
     threads = torch.get_num_threads()
-    runtimes = [("torch", "float32")] + [("openvino", precision) for precision in PRECISIONS if find_spec("openvino")]
-    aligners = [Aligner.load(given.checkpoint, runtime=runtime, precision=precision) for runtime, precision in runtimes]
+    runtimes = [("torch", "float32")] + [("openvino", precision) for precision in PRECISIONS
+                                         if find_spec("openvino")]
+    aligners = [Aligner.load(given.checkpoint, runtime=runtime, precision=precision)
+                for runtime, precision in runtimes]
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     alone = baselines(dataset, others, aligners[0].frame_size)
@@ -85,15 +95,24 @@ def main():
         alone[f"aligner, {kind(aligner)}, batch, one thread"] = together(aligner, dataset), len(dataset)
     seconds = interleaved({name: work for name, (work, _) in alone.items()}, given.rounds, time.perf_counter)
     torch.set_num_threads(threads)
-    again = [Aligner.load(given.checkpoint, runtime=runtime, precision=precision) for runtime, precision in runtimes]
-    shared = {f"aligner, {kind(aligner)}, batch, {threads} threads": (together(aligner, dataset), len(dataset)) for aligner in again}
-    seconds |= interleaved({name: work for name, (work, _) in shared.items()}, given.rounds, time.perf_counter)
-    each = pd.Series({name: 1000 * min(seconds[name]) / count for name, (_, count) in (alone | shared).items()})
+    again = [Aligner.load(given.checkpoint, runtime=runtime, precision=precision)
+             for runtime, precision in runtimes]
+    shared = {f"aligner, {kind(aligner)}, batch, {threads} threads":
+              (together(aligner, dataset), len(dataset)) for aligner in again}
+    seconds |= interleaved({name: work for name, (work, _) in shared.items()}, given.rounds,
+                           time.perf_counter)
+    each = pd.Series({name: 1000 * min(seconds[name]) / count
+                      for name, (_, count) in (alone | shared).items()})
     first = {name: name.rsplit(", ", 2)[0] + ", one image, one thread" for name in each.index}
-    table = pd.DataFrame({"method": each.index, "ms per image": each.values, "times ecc": (each / each.iloc[0]).values,
-                          "speed against the same, one image": [each[first[name]] / each[name] for name in each.index],
-                          "speed against torch, one image": [each[f"aligner, {kind(aligners[0])}, one image, one thread"] / ms for ms in each]})
-    write_report("alignment", f"{len(dataset)} images of {name}; {aligners[0]}", table, ["torch", "openvino", "opencv-python-headless"])
+    table = pd.DataFrame({"method": each.index, "ms per image": each.values,
+                          "times ecc": (each / each.iloc[0]).values,
+                          "speed against the same, one image":
+                              [each[first[name]] / each[name] for name in each.index],
+                          "speed against torch, one image":
+                              [each[f"aligner, {kind(aligners[0])}, one image, one thread"] / ms
+                              for ms in each]})
+    write_report("alignment", f"{len(dataset)} images of {name}; {aligners[0]}", table,
+                 ["torch", "openvino", "opencv-python-headless"])
 
 
 if __name__ == "__main__": main()

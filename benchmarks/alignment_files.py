@@ -1,11 +1,13 @@
-"""Times the alignment of files to files against decoding the same images and encoding the same aligned images.
+"""Times the alignment of files to files against decoding the same images and encoding the same aligned
+images.
 
     CXR_STN_DATA=folder python benchmarks/alignment_files.py [--copies 4] [--repetitions 3]
 
-All rates are images per second and core: images over processor time, in the median of interleaved rounds. `align_dataset` is
-what nbs/align.ipynb does: read, check, preprocess, predict the frame, warp, write the image and its record. Its baselines are the least
-that any such program has to do: bare OpenCV decoding of the image and encoding of the aligned image; and the network alone.
-Images: copies of the originals (1024 px) of nih14-sample, else phantoms of 512 px; to the aligner's own frame and to a large one.
+All rates are images per second and core: images over processor time, in the median of interleaved rounds.
+`align_dataset` is what nbs/align.ipynb does: read, check, preprocess, predict the frame, warp, write the
+image and its record. Its baselines are the least that any such program has to do: bare OpenCV decoding of the
+image and encoding of the aligned image; and the network alone. Images: copies of the originals (1024 px) of
+nih14-sample, else phantoms of 512 px; to the aligner's own frame and to a large one.
 """
 import sys
 from pathlib import Path
@@ -35,7 +37,8 @@ def make_folder(folder, copies):
     data = data_folder()
     if data:
         for k in range(copies):
-            for path in sorted((data / "nih14-sample" / "originals").glob("*.png")): shutil.copy(path, folder / f"{k}-{path.name}")
+            for path in sorted((data / "nih14-sample" / "originals").glob("*.png")):
+                shutil.copy(path, folder / f"{k}-{path.name}")
         return "originals of nih14-sample"
     dataset = load_dataset("phantom", n_images=18 * copies, size=512)
     for i in range(len(dataset)): write_png(folder / f"{i}.png", dataset.read(i))
@@ -57,18 +60,26 @@ def main():
         for shape in (aligner.frame_size, LARGE):
             first = align_dataset(dataset, aligner, folder / f"first{shape}", folder / "images", shape)
             if (first["status"] != "aligned").any(): sys.exit("some images could not be aligned")
-            aligned = [cv2.imread(str(folder / f"first{shape}" / file), cv2.IMREAD_UNCHANGED) for file in first["file"]]
+            aligned = [cv2.imread(str(folder / f"first{shape}" / file), cv2.IMREAD_UNCHANGED)
+                       for file in first["file"]]
             inputs = np.stack([aligner.preprocess(dataset.read(i)) for i in range(len(dataset))])
-            def decode(): return [cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) for path in paths]
-            def encode(): return [cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1]) for image in aligned]
+            def decode():
+                return [cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) for path in paths]
+            def encode():
+                return [cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1]) for image in aligned]
             works = {"decoding and encoding alone": lambda: (decode(), encode()), "decoding alone": decode,
                      "the network alone": lambda: aligner.predict(inputs),
-                     "files to files": lambda: align_dataset(dataset, aligner, folder / f"run{next(done)}", folder / "images", shape)}
-            rates = per_second(works, dict.fromkeys(works, len(dataset)), given.repetitions, processor_seconds)
+                     "files to files": lambda: align_dataset(dataset, aligner, folder / f"run{next(done)}",
+                                                             folder / "images", shape)}
+            rates = per_second(works, dict.fromkeys(works, len(dataset)), given.repetitions,
+                               processor_seconds)
             baseline = rates["decoding and encoding alone"]
-            rows += [(f"{shape[0]} x {shape[1]}", stage, rate, rate / baseline) for stage, rate in rates.items()]
-    table = pd.DataFrame(rows, columns=["aligned images", "work", "images / s / core", "times decoding and encoding alone"])
-    write_report("alignment_files", f"{len(dataset)} files, {name}; {aligner}", table, ["torch", "opencv-python-headless"])
+            rows += [(f"{shape[0]} x {shape[1]}", stage, rate, rate / baseline)
+                     for stage, rate in rates.items()]
+    table = pd.DataFrame(rows, columns=["aligned images", "work", "images / s / core",
+                                        "times decoding and encoding alone"])
+    write_report("alignment_files", f"{len(dataset)} files, {name}; {aligner}", table,
+                 ["torch", "opencv-python-headless"])
 
 
 if __name__ == "__main__": main()

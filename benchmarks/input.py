@@ -1,12 +1,14 @@
-"""Times everything between an image's file and the network: decoding, the image cache, the loader, augmentation.
+"""Times everything between an image's file and the network: decoding, the image cache, the loader,
+augmentation.
 
     CXR_STN_DATA=folder python benchmarks/input.py [--repetitions 3]
 
-All rates are images per second and core: images over the processor time of all processes that took part, in the median of
-interleaved rounds. Each stage stands beside its baseline: decoders beside bare OpenCV on the same bytes, the cache beside a
-copy of the same bytes in memory and beside bare decoding, the batched augmentation beside albumentations image by image.
-Decoders that are not installed are left out; to have them all: pip install pyspng imagecodecs. Images: the 18 originals of
-nih14-sample for decoding, its 798 images, repeated, for the cache; without CXR_STN_DATA phantoms, enlarged to 1024 pixels.
+All rates are images per second and core: images over the processor time of all processes that took part, in
+the median of interleaved rounds. Each stage stands beside its baseline: decoders beside bare OpenCV on the
+same bytes, the cache beside a copy of the same bytes in memory and beside bare decoding, the batched
+augmentation beside albumentations image by image. Decoders that are not installed are left out; to have them
+all: pip install pyspng imagecodecs. Images: the 18 originals of nih14-sample for decoding, its 798 images,
+repeated, for the cache; without CXR_STN_DATA phantoms, enlarged to 1024 pixels.
 """
 import sys
 from pathlib import Path
@@ -55,7 +57,8 @@ def decoders():
     except ImportError: pass
     try:
         import imagecodecs
-        found["imagecodecs, libpng"], found["imagecodecs, libspng"] = imagecodecs.png_decode, imagecodecs.spng_decode
+        found["imagecodecs, libpng"] = imagecodecs.png_decode
+        found["imagecodecs, libspng"] = imagecodecs.spng_decode
     except ImportError: pass
     return found
 
@@ -69,9 +72,12 @@ def is_exact(pixels, wanted):
 def find_dataset(folder):
     "Folder of 1024-pixel files, images for the cache, and what they are."
     data = data_folder()
-    if data: return data / "nih14-sample" / "originals", load_dataset("nih", data / "nih14-sample"), "nih14-sample"
+    if data:
+        return data / "nih14-sample" / "originals", load_dataset("nih", data / "nih14-sample"), "nih14-sample"
     dataset = load_dataset("phantom", n_images=200, size=SIZE)
-    for i in range(12): write_png(folder / f"{i}.png", cv2.resize(dataset.read(i), (1024, 1024), interpolation=cv2.INTER_CUBIC))
+    for i in range(12):
+        write_png(folder / f"{i}.png", cv2.resize(dataset.read(i), (1024, 1024),
+                                                  interpolation=cv2.INTER_CUBIC))
     return folder, dataset, "the phantom"
 
 
@@ -86,17 +92,20 @@ def repeated(cache, folder):
 
 
 def decoding_rates(paths, repetitions):
-    "Images per second and core of every decoder and of this package's reading and preprocessing; names of inexact decoders."
+    """Images per second and core of every decoder and of this package's reading and preprocessing; names of
+    inexact decoders."""
     content, dataset = [path.read_bytes() for path in paths], load_folder(paths[0].parent)
     wanted = [opencv(data) for data in content]
     every, wrong = decoders(), []
     for name, decode in every.items():
-        if not all(is_exact(decode(data), pixels) for data, pixels in zip(content, wanted)): wrong.append(name)
+        if not all(is_exact(decode(data), pixels) for data, pixels in zip(content, wanted)):
+            wrong.append(name)
     def all_of(decode): return lambda: [decode(data) for data in content]
     works = {name: all_of(decode) for name, decode in every.items()}
     works |= {"bytes from the page cache": lambda: [path.read_bytes() for path in paths],
               "read_image (checked, grey)": lambda: [read_image(path) for path in paths],
-              f"preprocess_image to {SIZE} px": lambda: [preprocess_image(dataset, i, SIZE) for i in range(len(dataset))]}
+              f"preprocess_image to {SIZE} px":
+                  lambda: [preprocess_image(dataset, i, SIZE) for i in range(len(dataset))]}
     return per_second(works, dict.fromkeys(works, len(paths)), repetitions), wrong
 
 
@@ -109,13 +118,18 @@ def run_through(batches):
 
 
 def cache_rates(cache, repetitions):
-    "Images per second and core: a copy in memory, rows of the cache, batches; and on the clock of the batches."
-    rows, out, memory = np.random.default_rng(0).permutation(len(cache)), np.empty((SIZE, SIZE), np.uint8), np.array(cache.images)
+    """Images per second and core: a copy in memory, rows of the cache, batches; and on the clock of the
+    batches."""
+    rows = np.random.default_rng(0).permutation(len(cache))
+    out = np.empty((SIZE, SIZE), np.uint8)
+    memory = np.array(cache.images)
     dataset = AugmentedDataset(CachedRows(cache, np.arange(len(cache))), None)
     settings = InputParams(input_size=SIZE, cache_size=SIZE)
-    labelled = ArmDataset(cache, torch.eye(2, 3).expand(len(cache), 2, 3), np.arange(len(cache)), Augmentation(settings))
+    labelled = ArmDataset(cache, torch.eye(2, 3).expand(len(cache), 2, 3), np.arange(len(cache)),
+                          Augmentation(settings))
     def batches(dataset, workers):
-        return run_through(loader(dataset, TrainParams(batch_size=BATCH, num_workers=workers, input_size=SIZE)))
+        params = TrainParams(batch_size=BATCH, num_workers=workers, input_size=SIZE)
+        return run_through(loader(dataset, params))
     works = {"memcpy of the same bytes": lambda: copy_rows(memory, rows, out),
              "cache, rows shuffled": lambda: copy_rows(cache.images, rows, out),
              "cache, batches for the aligner": lambda: batches(dataset, 0),
@@ -132,14 +146,20 @@ def augmentation_rates(cache, repetitions):
     both = TrainParams(augment_backend="albumentations", **dict.fromkeys(
         ("anisotropy", "invert_p", "mirror_p", "bias_field_p", "local_contrast_p", "blur_p", "erase_p"), 0))
     dataset = [image.astype(np.float32) / 255 for image in cache.images[:BATCH]]
-    tensor, uniforms = torch.from_numpy(np.stack(dataset))[:, None], torch.rand(BATCH, 64, generator=torch.Generator().manual_seed(0))
-    rates, devices = AlbumentationsAugment(augment_config(both)), ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    works = {"albumentations, image by image": lambda: [rates(image, seed) for seed, image in enumerate(dataset)]}
+    tensor = torch.from_numpy(np.stack(dataset))[:, None]
+    uniforms = torch.rand(BATCH, 64, generator=torch.Generator().manual_seed(0))
+    rates = AlbumentationsAugment(augment_config(both))
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    works = {"albumentations, image by image":
+             lambda: [rates(image, seed) for seed, image in enumerate(dataset)]}
     for device in devices:
         for name, params in (("same changes", both), ("all changes of the recipe", TrainParams())):
-            make, images, numbers = BatchAugment(augment_config(params), SIZE).to(device), tensor.to(device), uniforms.to(device)
+            make = BatchAugment(augment_config(params), SIZE).to(device)
+            images = tensor.to(device)
+            numbers = uniforms.to(device)
             works[f"batch on the {device}, {name}"] = partial(make_augmented, make, images, numbers)
-    return per_second(works, dict.fromkeys(works, BATCH), repetitions, time.perf_counter if devices[1:] else time.process_time)
+    return per_second(works, dict.fromkeys(works, BATCH), repetitions, time.perf_counter if devices[1:]
+                      else time.process_time)
 
 
 def make_augmented(make, images, uniforms):
@@ -172,13 +192,15 @@ def main():
     rows += lines(cached, cached["memcpy of the same bytes"], "memcpy")
     rows += lines({name: cached[name] for name in batches}, decoded["OpenCV"], "bare OpenCV on originals")
     workers = [name for name in clock if "workers" in name]
-    rows += lines({f"{name}, on the clock": clock[name] for name in workers}, clock["cache, batches for the aligner"], "no workers, on the clock")
+    rows += lines({f"{name}, on the clock": clock[name] for name in workers},
+                  clock["cache, batches for the aligner"], "no workers, on the clock")
     rows += lines(rates, rates["albumentations, image by image"], "albumentations")
     table = pd.DataFrame(rows, columns=["stage", "images / s / core", "ratio", "to"])
     exact = f"inexact: {', '.join(wrong)}" if wrong else "all decoders give the same pixels"
     description = (f"{len(paths)} originals of {name}; {CACHED} cached images of {SIZE} px "
              f"({CACHED * SIZE**2 / 2**20:.0f} MiB) in batches of {BATCH}; {exact}")
-    write_report("input", description, table, ["opencv-python-headless", "pillow", "torchvision", "pyspng", "imagecodecs", "albumentations", "torch"],
+    write_report("input", description, table, ["opencv-python-headless", "pillow", "torchvision",
+                                               "pyspng", "imagecodecs", "albumentations", "torch"],
            f"The cache was built from {len(dataset)} images, at {built:.0f} images / s / core.")
 
 

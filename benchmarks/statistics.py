@@ -1,13 +1,14 @@
-"""Times the clustered comparison of two arms against pauc and MLstatkit, on the same images, findings and scores.
+"""Times the clustered comparison of two arms against pauc and MLstatkit, on the same images, findings and
+scores.
 
     python benchmarks/statistics.py [--images 25596] [--repetitions 5] [--seed 0]
 
-Each program compares two arms on 14 findings: both AUROCs with intervals and the p value of their difference. The
-baselines take every image for a patient; `compare_arms` does the same once (their figures must agree) and once with images
-clustered in patients. All take turns. Printed: processor time of each (the least of the repetitions, which another
-program on the same machine disturbs least), its ratio to the clustered comparison, and by how much its AUROCs and p
-values differ from those without clusters. The folder that CXR_STN_DATA names gives the labels and patients of the real
-test images; without it, the phantom's are used.
+Each program compares two arms on 14 findings: both AUROCs with intervals and the p value of their difference.
+The baselines take every image for a patient; `compare_arms` does the same once (their figures must agree) and
+once with images clustered in patients. All take turns. Printed: processor time of each (the least of the
+repetitions, which another program on the same machine disturbs least), its ratio to the clustered comparison,
+and by how much its AUROCs and p values differ from those without clusters. The folder that CXR_STN_DATA names
+gives the labels and patients of the real test images; without it, the phantom's are used.
 """
 import sys
 from pathlib import Path
@@ -71,7 +72,9 @@ def main():
     labels, rng = table[list(FINDINGS)].to_numpy(), np.random.default_rng(given.seed)
     codes = pd.factorize(table["patient"])[0]
     a, b = np.moveaxis(np.stack([simulate_scores(y, codes, rng) for y in labels.T], 2), 1, 0)
-    found, works = {}, {"compare_arms, by patient": lambda: ours(a, b, labels, codes), "compare_arms, naive": lambda: ours(a, b, labels)}
+    found = {}
+    works = {"compare_arms, by patient": lambda: ours(a, b, labels, codes),
+             "compare_arms, naive": lambda: ours(a, b, labels)}
     for name, function in (("pauc", pauc_compare), ("MLstatkit", mlstatkit_compare)):
         if importlib.util.find_spec(name): works[name] = lambda function=function: function(a, b, labels)
         else: print(f"{name} is not installed: pip install {name}", file=sys.stderr)
@@ -79,10 +82,14 @@ def main():
     least = {name: min(seconds) for name, seconds in interleaved(kept, given.repetitions).items()}
     naive, base = found["compare_arms, naive"], least["compare_arms, by patient"]
     rows = [dict(program=name, seconds=seconds, ratio=seconds / base,
-                 differs=f"{np.nanmax(np.abs(found[name] - naive)):.1e}" if name != "compare_arms, by patient" else "another test")
+                 differs=f"{np.nanmax(np.abs(found[name] - naive)):.1e}" if name != "compare_arms, by patient"
+                 else "another test")
             for name, seconds in least.items()]
-    description = f"{len(table)} images of {codes.max() + 1} patients x {labels.shape[1]} findings, two arms; {source}"
-    write_report("statistics", description, pd.DataFrame(rows).rename(columns={"differs": "differs from naive by"}), ["numpy", "scikit-learn", "pauc", "MLstatkit"])
+    description = (f"{len(table)} images of {codes.max() + 1} patients x {labels.shape[1]} findings, "
+                   f"two arms; {source}")
+    write_report("statistics", description,
+                 pd.DataFrame(rows).rename(columns={"differs": "differs from naive by"}),
+                 ["numpy", "scikit-learn", "pauc", "MLstatkit"])
 
 
 if __name__ == "__main__": main()

@@ -1,10 +1,12 @@
-"""What the benchmarks share: times that other programs on the machine disturb little, and tables with their hardware.
+"""What the benchmarks share: times that other programs on the machine disturb little, and tables with their
+hardware.
 
 A script of this folder begins with
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-so that it finds `benchmarks.timing` and `cxr_stn`, and not this folder's `statistics.py` in place of Python's own.
+so that it finds `benchmarks.timing` and `cxr_stn`, and not this folder's `statistics.py` in place of Python's
+own.
 """
 import argparse
 import contextlib
@@ -32,7 +34,8 @@ def processor_seconds():
 
 
 def interleaved(works, repetitions, clock=time.process_time):
-    "Run every work (name -> function) in turn, some rounds; name -> seconds of each round. The first round is not counted."
+    """Run every work (name -> function) in turn, some rounds; name -> seconds of each round. The first round
+    is not counted."""
     seconds = {name: [] for name in works}
     for turn in range(repetitions + 1):
         for name, work in works.items():
@@ -58,7 +61,8 @@ def processor_name():
 
 def hardware(packages):
     "One line: processor, cores, memory, Python and the versions of some packages."
-    cores, memory = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), psutil.virtual_memory()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = psutil.virtual_memory()
     versions = []
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -75,7 +79,8 @@ def data_folder():
 
 def command_line(description):
     "A parser that shows the script's own text as its help."
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(description=description,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 @contextlib.contextmanager
@@ -89,7 +94,8 @@ def write_report(name, description, table, packages, notes=""):
     command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
     digits = ["g" if pd.api.types.is_numeric_dtype(kind) else "" for kind in table.dtypes]
     printed = table.to_markdown(index=False, floatfmt=[f".4{d}" if d else "" for d in digits])
-    text = "\n\n".join(part for part in (f"`{command}`: {description}. {hardware(packages)}.", printed, notes) if part) + "\n"
+    text = "\n\n".join(part for part in (f"`{command}`: {description}. {hardware(packages)}.", printed, notes)
+                       if part) + "\n"
     print(text, flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")

@@ -1,12 +1,15 @@
-"""Times our Lightning training against a bare PyTorch loop with the same model, data, optimiser and averaged weights.
+"""Times our Lightning training against a bare PyTorch loop with the same model, data, optimiser and averaged
+weights.
 
-    CXR_STN_DATA=folder python benchmarks/training.py [--steps 12] [--rounds 3] [--input-size 64] [--batch-size 8] [--compile]
+    CXR_STN_DATA=folder python benchmarks/training.py \
+        [--steps 12] [--rounds 3] [--input-size 64] [--batch-size 8] [--compile]
 
-Both loops begin from the same weights and must log the same losses; short runs of both alternate. A step is everything from
-one batch to the next: loading, augmentation, losses, gradients, clipping, optimiser, averaged weights, log. Printed: processor time
-of the median step and its ratio to the bare loop; then the loop with the weights in the other order in memory, and with the
-perceptual loss switched on; with --compile also compiled by torch.compile (on the clock, after two minutes of compiling).
-Small images and batches show the loop's own cost rather than hide it. Images: the training images of nih14-sample, else phantoms.
+Both loops begin from the same weights and must log the same losses; short runs of both alternate. A step is
+everything from one batch to the next: loading, augmentation, losses, gradients, clipping, optimiser, averaged
+weights, log. Printed: processor time of the median step and its ratio to the bare loop; then the loop with
+the weights in the other order in memory, and with the perceptual loss switched on; with --compile also
+compiled by torch.compile (on the clock, after two minutes of compiling). Small images and batches show the
+loop's own cost rather than hide it. Images: the training images of nih14-sample, else phantoms.
 """
 import sys
 from pathlib import Path
@@ -35,7 +38,8 @@ class Clock(pl.Callback):
     "Notes when every step begins, and the losses of the epoch."
     def __init__(self, clock): self.clock, self.times = clock, []
     def on_train_batch_start(self, *args): self.times.append(self.clock())
-    def on_train_end(self, trainer, module): self.logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    def on_train_end(self, trainer, module):
+        self.logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
 
 
 def lightning_steps(make, data, params, steps, folder, clock):
@@ -56,12 +60,14 @@ def bare_steps(make, data, params, steps, clock):
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     module.train()
     batches = data.train_dataloader()
-    for number, batch in zip(range(steps), batches if isinstance(params, ClassifyParams) else (first for first, *_ in batches)):
+    for number, batch in zip(range(steps), batches if isinstance(params, ClassifyParams)
+                             else (first for first, *_ in batches)):
         times.append(clock())
         optimizer.zero_grad()
         losses = module.training_step(batch, number)
         losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]), params.clip_grad_norm)
+        torch.nn.utils.clip_grad_norm_((w for group in optimizer.param_groups for w in group["params"]),
+                                       params.clip_grad_norm)
         optimizer.step()
         schedule.step()
         if hasattr(module, "average"): module.average.update(module.network, step=number + 1)
@@ -71,7 +77,8 @@ def bare_steps(make, data, params, steps, clock):
 
 class Steps:
     "What a training asks its trainer for outside of a step."
-    def __init__(self, data, steps): self.datamodule, self.estimated_stepping_batches, self.current_epoch = data, steps, 0
+    def __init__(self, data, steps):
+        self.datamodule, self.estimated_stepping_batches, self.current_epoch = data, steps, 0
 
 
 def compare(name, make, data, params, given, folder):
@@ -80,10 +87,12 @@ def compare(name, make, data, params, given, folder):
     for turn in range(given.rounds):
         times, plain = bare_steps(make, data, params, given.steps, time.process_time)
         bare += times[2:].tolist()
-        times, logged = lightning_steps(make, data, params, given.steps, folder / f"{name}{turn}", time.process_time)
+        times, logged = lightning_steps(make, data, params, given.steps, folder / f"{name}{turn}",
+                                        time.process_time)
         ours += times[2:].tolist()
         for key, value in plain.items():
-            if not np.isclose(logged[key], value, rtol=1e-4): sys.exit(f"{name}: {key} is {logged[key]} here and {value} there")
+            if not np.isclose(logged[key], value, rtol=1e-4):
+                sys.exit(f"{name}: {key} is {logged[key]} here and {value} there")
     return [row(f"{name}: {COMPARED}", bare, bare, COMPARED), row(f"{name}: Lightning", ours, bare, COMPARED)]
 
 
@@ -97,9 +106,11 @@ def variants(name, modules, data, params, given, clock=time.process_time):
     "Rows of the table: the bare loop in several variants, in turn; the first is the baseline."
     times = {label: [] for label in modules}
     for _ in range(given.rounds):
-        for label, make in modules.items(): times[label] += bare_steps(make, data, params, given.steps, clock)[0][2:].tolist()
+        for label, make in modules.items():
+            times[label] += bare_steps(make, data, params, given.steps, clock)[0][2:].tolist()
     baseline = next(iter(times))
-    return [row(f"{name}: {label}", some, times[baseline], baseline) for label, some in times.items() if label != baseline]
+    return [row(f"{name}: {label}", some, times[baseline], baseline) for label, some in times.items()
+            if label != baseline]
 
 
 def maker(kind, params, *rest, **more):
@@ -121,11 +132,13 @@ def kept(make):
 
 def main():
     ask = command_line(__doc__)
-    for name, value in (("steps", 12), ("rounds", 3), ("input-size", 64), ("batch-size", 8)): ask.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("steps", 12), ("rounds", 3), ("input-size", 64), ("batch-size", 8)):
+        ask.add_argument(f"--{name}", type=int, default=value)
     ask.add_argument("--compile", action="store_true")
     given = ask.parse_args()
     folder = data_folder()
-    images = dict(data="nih", data_dir=str(folder / "nih14-sample"), n_images=400) if folder else dict(n_images=300)
+    images = dict(data="nih", data_dir=str(folder / "nih14-sample"),
+                  n_images=400) if folder else dict(n_images=300)
     size = given.input_size
     shared = images | dict(batch_size=given.batch_size, accelerator="cpu", epochs=1)
     torch.set_num_threads(1)
@@ -138,19 +151,26 @@ def main():
         cache = build_arm_cache(classify)
         labelled = ClassifierData(classify, cache, torch.eye(2, 3).expand(len(cache), 2, 3).contiguous())
         prevalence = labelled.labels("train").mean(0).tolist()
-        rows += compare("classifier", maker(ClassifierTraining, classify, prevalence), labelled, classify, given, temporary)
+        rows += compare("classifier", maker(ClassifierTraining, classify, prevalence), labelled,
+                        classify, given, temporary)
         rows += variants("aligner", {"channels-last, no perceptual loss": maker(AlignerTraining, params),
                                      "channels first": maker(AlignerTraining, params, channels_last=False),
-                                     "with perceptual loss": maker(AlignerTraining, params, perceptual_weight=1.0)}, data, params, given)
+                                     "with perceptual loss":
+                                         maker(AlignerTraining, params, perceptual_weight=1.0)},
+                         data, params, given)
         if given.compile:
             rows += variants("aligner", {"not compiled, on the clock": kept(maker(AlignerTraining, params)),
-                                         "compiled, on the clock": kept(maker(AlignerTraining, params, compile=True))},
+                                         "compiled, on the clock":
+                                             kept(maker(AlignerTraining, params, compile=True))},
                              data, params, given, time.perf_counter)
     table = pd.DataFrame(rows, columns=["step", "ms", "ratio", "to"])
-    description = (f"images of {size} px of {data.cache.dataset.name}, {params.batch_size} of them and {2 * params.batch_size} phantoms a step "
+    description = (
+        f"images of {size} px of {data.cache.dataset.name}, {params.batch_size} of them and "
+        f"{2 * params.batch_size} phantoms a step "
              f"of the aligner, {params.batch_size} a step of the classifier, both {params.backbone}; "
              f"{given.rounds} rounds of {given.steps} steps, one thread")
-    write_report("training", description, table, ["torch", "pytorch-lightning", "timm"], "Both loops logged the same losses.")
+    write_report("training", description, table, ["torch", "pytorch-lightning", "timm"],
+                 "Both loops logged the same losses.")
 
 
 if __name__ == "__main__": main()

@@ -36,7 +36,7 @@ REASONS = { # worst first
     "no lungs": "Nothing like a pair of lungs was found; the image was left unaligned.",
     "low overlap": "What was found overlaps the mean lungs too little; the image was left unaligned.",
     "lateral by header": "The header calls it a lateral view; the aligner knows frontal ones only.",
-    "orientation conflict": "The image is mirrored, on its side or upside down, "
+    "orientation conflict": "The image seems mirrored, lies on its side or upside down, "
                             "or its header contradicts what is seen.",
     "polarity conflict": "Air was white, or the header contradicts what is seen. "
                          "In the aligned image air is black.",
@@ -329,8 +329,9 @@ def confidence_bars(
     low = math.floor(min(known.min(), np.nan_to_num(min_confidence, nan=1)) * 20 - 1e-9) / 20
     counts, edges = np.histogram(known, bins, (low, 1))
     width, tallest = 400 / bins, counts.max()
-    bars = [(f"{i * width:g}", f"{100 - 100 * n / tallest:.1f}", f"{width - 1:g}", f"{100 * n / tallest:.1f}")
-            for i, n in enumerate(counts) if n]
+    heights = np.maximum(100 * counts / tallest, 3) # one image of thousands can be seen
+    bars = [(f"{i * width:g}", f"{100 - height:.1f}", f"{width - 1:g}", f"{height:.1f}")
+            for i, height in enumerate(heights) if counts[i]]
     threshold = None if math.isnan(min_confidence) else f"{400 * (min_confidence - low) / (1 - low):.1f}"
     return {"low": f"{low:.2f}", "bars": bars, "threshold": threshold, "n": len(known),
             "median": f"{np.median(known):.2f}", "min": f"{known.min():.2f}", "max": f"{known.max():.2f}"}
@@ -348,6 +349,7 @@ h1 { font-size: 1.6rem; margin: .4rem 0 } h2 { font-size: 1.25rem; margin: 2rem 
 p { max-width: 46rem; margin: .5rem 0 } a { color: var(--link) }
 .soft, figcaption, .facts { color: var(--soft) }
 .overview { display: flex; flex-wrap: wrap; gap: 1.5rem 3rem; align-items: flex-start }
+.overview > * { min-width: 0; max-width: 100% }
 table { border-collapse: collapse } caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
 th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top;
   border-top: 1px solid var(--line) }
@@ -361,15 +363,15 @@ figure { margin: 0 } img, svg { display: block } figcaption { font-size: .85rem 
 
 # %% ../nbs/81_report.ipynb #ee6683cf
 CARD_STYLE = """
-#controls { position: sticky; top: 0; z-index: 1; padding: .6rem 0; background: var(--paper);
-  border-bottom: 1px solid var(--line) }
+#controls { z-index: 1; padding: .6rem 0; background: var(--paper); border-bottom: 1px solid var(--line) }
+@media (min-width: 45rem) { #controls { position: sticky; top: 0 } }
 #controls:not([hidden]) { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center }
 select, input { font: inherit; max-width: 100%; padding: .15rem .3rem }
 #cards { list-style: none; margin: 1rem 0; padding: 0; display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)) }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem;
   scroll-margin-top: 4rem; content-visibility: auto; contain-intrinsic-size: auto 20rem auto 19rem }
-.card[hidden] { display: none } .card:target { outline: 3px solid var(--link) }
+.card:target { outline: 3px solid var(--link) }
 h3 { font-size: .95rem; margin: 0 0 .35rem; overflow-wrap: anywhere }
 .reasons { margin: 0 0 .5rem; padding: 0; list-style: none; font-size: .9rem; overflow-wrap: anywhere }
 .reasons li { margin: .2rem 0 }
@@ -389,7 +391,7 @@ h3 { font-size: .95rem; margin: 0 0 .35rem; overflow-wrap: anywhere }
   body { padding: 0; font-size: 10pt; max-width: none } #controls { display: none !important }
   #cards { grid-template-columns: repeat(3, 1fr) } .card { content-visibility: visible; break-inside: avoid }
   .reasons b { color: #000; background: none; border: 1px solid #000; padding: 0 .3rem }
-  h2 { break-after: avoid } }
+  h2 { break-after: avoid } section[aria-labelledby=mean] { break-inside: avoid } }
 """
 
 # %% ../nbs/81_report.ipynb #9a0a2587
@@ -463,33 +465,24 @@ SCRIPT = """
   const items = Array.from(list.children, (card, order) => ({
     card, order, name: card.querySelector("h3").textContent, confidence: parseFloat(card.dataset.confidence),
     reasons: card.dataset.reasons.split("|") }));
+  const number = n => n.toLocaleString("en");
   const known = (item, missing) => Number.isNaN(item.confidence) ? missing : item.confidence;
   const orders = {
     worst: (a, b) => a.order - b.order,
     name: (a, b) => a.name < b.name ? -1 : a.name > b.name ? 1 : a.order - b.order,
     low: (a, b) => known(a, 2) - known(b, 2) || a.order - b.order,
     high: (a, b) => known(b, -1) - known(a, -1) || a.order - b.order };
-  const sort = () => {
-    items.sort(orders[get("order").value]);
-    list.append(...items.map(item => item.card));
-  };
-  const filter = () => {
+  const update = () => {
     const reason = get("filter").value, part = get("find").value.toLowerCase();
-    let count = 0;
-    for (const item of items) {
-      const named = item.name.toLowerCase().includes(part);
-      const hit = named && (reason === "all" || item.reasons.includes(reason));
-      item.card.hidden = !hit;
-      count += hit;
-    }
-    get("count").textContent = `${count.toLocaleString("en")} of ${items.length.toLocaleString("en")} cards`;
+    const hits = items.filter(item => item.name.toLowerCase().includes(part)
+      && (reason === "all" || item.reasons.includes(reason))).sort(orders[get("order").value]);
+    list.replaceChildren(...hits.map(item => item.card));
+    get("count").textContent = `${number(hits.length)} of ${number(items.length)} cards`;
   };
-  get("order").addEventListener("change", sort);
-  get("filter").addEventListener("change", filter);
-  get("find").addEventListener("input", filter);
+  for (const name of ["filter", "order", "find"]) get(name).addEventListener("input", update);
   get("controls").addEventListener("submit", event => event.preventDefault());
   get("controls").hidden = false;
-  filter();
+  get("count").textContent = `${number(items.length)} cards`;
 })();
 """
 

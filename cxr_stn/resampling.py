@@ -4,17 +4,13 @@
 
 # %% auto #0
 __all__ = ['block_size', 'samples_per_pixel', 'average_blocks', 'resample', 'letterbox_box', 'letterbox_matrix', 'letterbox',
-           'flatten_mask', 'warp_mask', 'warp_image', 'warp_antialiased']
+           'flatten_mask', 'warp_mask', 'warp_image']
 
 # %% ../nbs/03_resampling.ipynb #f3065cb6
 import math
 
 import cv2
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
-
-from .stn import warp
 
 # %% ../nbs/03_resampling.ipynb #b5cf98a0
 def block_size(
@@ -139,18 +135,3 @@ def warp_image(
     shrink = np.sqrt(abs(np.linalg.det(warp[:2, :2])))
     if shrink > 1: image = cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(shrink**2 - 1) + 1e-3)
     return cv2.warpAffine(image, warp[:2], image.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-
-# %% ../nbs/03_resampling.ipynb #dd954449
-def warp_antialiased(
-    images: Tensor, # (B, 1, S, S)
-    affine: Tensor, # (B, 2, 3) normalised, input -> image
-    size: int, # side of the input in pixels
-) -> Tensor: # (B, 1, size, size)
-    """Carry images through an affine map without aliasing, black outside; differentiable in `affine`.
-
-    Convention: `affine` maps normalised coordinates of the input to those of the image, -1 and 1 being the
-    outer edges, as `stn.warp` takes it.
-    """
-    finer = max(1, math.ceil(images.shape[-1] / size - 0.01))
-    warped = warp(images, affine, (finer * size, finer * size))
-    return F.avg_pool2d(warped, finer) if finer > 1 else warped

@@ -16,6 +16,7 @@ from .config import input_path, ParameterError, read_yaml
 from .trainer import started_processes
 from .aligner.data import TrainParams
 from .aligner.training import fit_aligner
+from .aligner.export import export_onnx
 from .classifier.training import ClassifyParams, fit_classifier
 
 # %% ../nbs/70_train.ipynb #afa3ede0
@@ -66,7 +67,9 @@ def main(
     typed = parse_command(words)
     try:
         folder = TRAININGS[typed.what][1](typed_parameters(typed))
-        if rank_zero_only.rank == 0: print(f"{typed.what}: the run is in {folder}")
+        if rank_zero_only.rank != 0: return
+        if typed.what == "aligner": export_onnx(folder / "aligner.safetensors")
+        print(f"{typed.what}: the run is in {folder}")
     except (ParameterError, FileNotFoundError) as error:
         sys.exit(str(error) if rank_zero_only.rank == 0 else 1)
 

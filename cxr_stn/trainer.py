@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REMARKS', 'RunParams', 'EpochSampler', 'ResumableLoader', 'loader', 'set_up', 'share_batch_norm', 'freeze_batch_norm',
-           'make_optimizer', 'EpochLog', 'started_processes', 'check_start', 'choose_strategy', 'threads', 'quiet',
-           'StepSeeds', 'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes', 'read_checkpoint', 'RunData',
-           'bare_trainer']
+           'make_optimizer', 'EpochLog', 'choose_device', 'started_processes', 'check_start', 'choose_strategy',
+           'threads', 'quiet', 'StepSeeds', 'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes', 'read_checkpoint',
+           'RunData', 'bare_trainer']
 
 # %% ../nbs/29_trainer.ipynb #f8a2fb2e
 import contextlib
@@ -33,10 +33,9 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import Params
+from .config import CheckpointError, Params
 from .runs import atomic_write
 from .sources import DataParams
-from .backbones import CheckpointError
 
 # %% ../nbs/29_trainer.ipynb #7520c6e6
 class RunParams(Params):
@@ -216,6 +215,19 @@ class EpochLog(pl.Callback):
         _write_row(self.path, row)
         numbers = (f"{k} {row[k]:.4f}" for k in self.shown if k in row)
         print(f"epoch {row['epoch'] + 1}/{trainer.max_epochs}", *numbers, sep="  ", flush=True)
+
+# %% ../nbs/29_trainer.ipynb #17f1a935
+def choose_device(
+    device: str = "auto", # "auto", "cpu", "cuda", "cuda:1", "mps"
+) -> torch.device:
+    "The device of that name; ValueError if there is no such device here."
+    if device == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); choose auto or cpu") from None
 
 # %% ../nbs/29_trainer.ipynb #94ead4a9
 def started_processes() -> dict | None: # {"devices": on this machine, "num_nodes": machines}

@@ -1,4 +1,5 @@
-"""What several test files need: paths, processes, papermill, images, an aligner, and a pickle that gives itself away."""
+"""What several test files need: paths, processes, papermill, images, an aligner, and a pickle that gives
+itself away."""
 import json, os, subprocess, sys, textwrap
 from pathlib import Path
 
@@ -6,9 +7,11 @@ import cv2, numpy as np, torch
 
 from cxr_stn.aligner.networks import AlignerNetwork
 from cxr_stn.aligner.checkpoints import save_network
+from cxr_stn.aligner.export import export_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("CXR_STN_DATA") or "missing")    # where real images are; tests marked `data` need it
+# where real images are; tests marked `data` need it
+DATA = Path(os.environ.get("CXR_STN_DATA") or "missing")
 
 
 def read_cells(path): return json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -22,20 +25,25 @@ def parameter_cell(path):
 
 def environment():
     "The variables of a process that finds this package and takes one core"
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": "1"}
 
 
 def python(code, *words):
     "Start a Python process that runs `code` with `words` as its arguments"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, words)], text=True, env=environment(), **pipes)
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, words)], text=True,
+                            env=environment(), **pipes)
 
 
 def papermill(notebook, out, *words, cwd=ROOT, wrong=False, threads=1, **params):
-    "Run a notebook by papermill's command line; what it printed. Fails unless the notebook ends well or, if `wrong`, fails"
+    """Run a notebook by papermill's command line; what it printed. Fails unless the notebook ends well or, if
+    `wrong`, fails"""
     words = [*words, *(w for name, value in params.items() for w in ("-p", name, value))]
-    done = subprocess.run([sys.executable, "-m", "papermill", *map(str, (notebook, out, "--no-progress-bar", *words))], text=True,
-                          capture_output=True, cwd=cwd, env=environment() | {"OMP_NUM_THREADS": str(threads)}, timeout=900)
+    done = subprocess.run([sys.executable, "-m", "papermill",
+                           *map(str, (notebook, out, "--no-progress-bar", *words))], text=True,
+                          capture_output=True, cwd=cwd, env=environment() | {"OMP_NUM_THREADS": str(threads)},
+                          timeout=900)
     assert (done.returncode != 0) == wrong, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 
@@ -53,6 +61,7 @@ def save_aligner(path, seed=0, **metadata):
         network = AlignerNetwork(weights="none", input_size=32, frame_height=30, frame_width=24)
         torch.nn.init.normal_(network.localiser.answer.weight, std=.01)
     save_network(path, network, **metadata)
+    export_onnx(path)
     return path
 
 

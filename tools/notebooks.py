@@ -28,13 +28,15 @@ def notebooks(root=ROOT):
 # --- execute -------------------------------------------------------------------------------------------
 
 def readable(output):
-    "Whether an output is worth keeping: progress bars and warnings carry times and paths, widgets cannot be read"
+    """Whether an output is worth keeping: progress bars and warnings carry times and paths, widgets cannot be
+    read"""
     widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
     return not widget and not (output["output_type"] == "stream" and output["name"] == "stderr")
 
 def complaints(cell):
     "What a cell wrote to the error stream"
-    return "".join(o["text"] for o in cell.get("outputs", []) if o["output_type"] == "stream" and o["name"] == "stderr")
+    return "".join(o["text"] for o in cell.get("outputs", []) if o["output_type"] == "stream"
+                   and o["name"] == "stderr")
 
 def execute(path):
     "Execute one notebook in place, in its own folder; on failure it stays as it was"
@@ -52,7 +54,8 @@ def execute(path):
                          f"the notebook was left as it was.\n{e}") from None
     for cell in nb.cells:
         if cell.cell_type != "code": continue
-        if text := complaints(cell): print(f"  {path.name}, cell {cell.id}, error stream (not kept):\n{text.rstrip()}")
+        if text := complaints(cell):
+            print(f"  {path.name}, cell {cell.id}, error stream (not kept):\n{text.rstrip()}")
         cell.outputs = [o for o in cell.outputs if readable(o)]
     part = path.with_name(f".part-{path.name}")
     try:
@@ -154,7 +157,8 @@ def from_root(text):
     return outside_code(text, relinked)
 
 def shown(nb):
-    "The cells of a notebook as a reader should see them: `#| hide` and `#| echo: false` obeyed, directives gone"
+    """The cells of a notebook as a reader should see them: `#| hide` and `#| echo: false` obeyed, directives
+    gone"""
     keep = []
     for cell in nb.cells:
         if cell.cell_type == "code":
@@ -177,7 +181,8 @@ def readme(root=ROOT):
     nb = shown(nbformat.read(index, as_version=4))
     nb.metadata["language_info"] = {"name": "python"}  # nbdev_clean drops it; it colours the code
     pictures_as = {"enabled": True, "output_filename_template": "fig_{cell_index}_{index}{extension}"}
-    text, resources = MarkdownExporter(config=Config(ExtractOutputPreprocessor=pictures_as)).from_notebook_node(nb)
+    text, resources = MarkdownExporter(
+        config=Config(ExtractOutputPreprocessor=pictures_as)).from_notebook_node(nb)
     pictures = resources.get("outputs", {})
     for name in pictures: text = text.replace(f"({name})", f"({FIGURES.name}/{name})")
     text = re.sub(r"<style.*?</style>\n?", "", from_root(text), flags=re.S)
@@ -233,24 +238,28 @@ def differing(root=ROOT):
         nbdev("nbdev_clean", copy)
         names = {p.relative_to(r) for r in (root, copy) for d, end in (("nbs", "ipynb"), ("cxr_stn", "py"))
                  for p in (r/d).rglob(f"*.{end}") if not p.name.startswith(".")}
-        same = lambda n: (root/n).is_file() and (copy/n).is_file() and filecmp.cmp(root/n, copy/n, shallow=False)
+        files = lambda n: (root/n).is_file() and (copy/n).is_file()
+        same = lambda n: files(n) and filecmp.cmp(root/n, copy/n, shallow=False)
         return sorted(str(n) for n in names if not same(n))
 
 def check():
     "Say what is not in sync, and fail"
     wrong = differing()
-    for name in wrong: print(f"  {name} is not what nbdev_export and nbdev_clean make, or belongs to no notebook")
+    for name in wrong:
+        print(f"  {name} is not what nbdev_export and nbdev_clean make, or belongs to no notebook")
     stale = differing_readme()
     for name in stale: print(f"  {name} is not what `make readme` makes of nbs/index.ipynb")
     broken = broken_links()
     for name, target, why in broken: print(f"  {name}: broken link {target} ({why})")
-    if wrong or stale: raise SystemExit("not in sync: run `make export readme`, look at the changes, and commit them")
+    if wrong or stale:
+        raise SystemExit("not in sync: run `make export readme`, look at the changes, and commit them")
     if broken: raise SystemExit(f"{len(broken)} broken links")
     print(f"modules, {len(notebooks())} notebooks and README.md are in sync; every link leads somewhere")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["execute", "readme", "check"])
     parser.add_argument("names", nargs="*", help="notebooks to execute, if not all")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..runs import atomic_write
-from ..backbones import CheckpointError
+from ..config import CheckpointError
 from .networks import AlignerNetwork
 
 # %% ../../nbs/31_aligner.checkpoints.ipynb #2a9b59a8

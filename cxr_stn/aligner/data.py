@@ -38,7 +38,7 @@ class AugmentedDataset(Dataset):
         images: np.ndarray | CachedRows, # (N, S, S) uint8
         settings: AugmentConfig | None = None, # of albumentations' copies; None: the device makes them
         seed: int = 0,
-        truth: tuple[Tensor, np.ndarray] | None = None, # true frame -> image (N, 2, 3); lungs (N, S, S) bool
+        truth: tuple[np.ndarray, np.ndarray] | None = None, # true frame -> image (N, 2, 3); lungs (N, S, S) bool
         grey_sources: np.ndarray | CachedRows | None = None, # (M, S, S) uint8 whose grey values are taken
         histogram_match_p: float = 0.0, # share of images that take them
     ):
@@ -59,14 +59,15 @@ class AugmentedDataset(Dataset):
         if self.augment: item |= self.augment_batch(image, rng.integers(0, 2**31, 2))
         else: item["uniforms"] = torch.from_numpy(rng.random((2, N_UNIFORMS), np.float32))
         if self.truth is None: return item
-        frame_to_image, lungs = self.truth[0][row], torch.from_numpy(self.truth[1][row])[None].float()
-        return item | dict(frame_to_image=frame_to_image, lungs=lungs)
+        frame_to_image, lungs = (torch.from_numpy(values[row]) for values in self.truth)
+        return item | dict(frame_to_image=frame_to_image, lungs=lungs[None].float())
 
     def augment_batch(self, image: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
         "By albumentations: `augmented` (2, 1, S, S), `augmented_to_image` (2, 2, 3), `rot90` (2,)."
         augmented, matrices, rot90 = zip(*(self.augment(image, int(s)) for s in seeds))
         return dict(augmented=torch.from_numpy(np.stack(augmented))[:, None], rot90=torch.tensor(rot90),
-                    augmented_to_image=matrix_to_affine(np.stack(matrices), image.shape, image.shape))
+                    augmented_to_image=torch.from_numpy(
+                        matrix_to_affine(np.stack(matrices), image.shape, image.shape)))
 
 # %% ../../nbs/34_aligner.data.ipynb #0893f4dd
 class AlignerData(RunData):

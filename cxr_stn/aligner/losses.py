@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..config import Params
-from ..geometry import affine_to_pose, compose, invert
-from ..stn import warp
+from ..stn import affine_to_pose, compose, invert, warp
+
 
 # %% ../../nbs/33_aligner.losses.ipynb #1cf4a751
 def ncc_loss(
@@ -76,11 +76,11 @@ def frame_distance(
 def equivariance_loss(
     first: Tensor, # (B, 2, 3) frame -> first augmented copy
     second: Tensor, # (B, 2, 3) frame -> second augmented copy
-    first_view: Tensor, # (B, 2, 3) first augmented copy -> image
-    second_view: Tensor, # (B, 2, 3) second augmented copy -> image
+    first_to_image: Tensor, # (B, 2, 3) first augmented copy -> image
+    second_to_image: Tensor, # (B, 2, 3) second augmented copy -> image
 ) -> Tensor: # (B,) in half image sizes
     "Two augmented copies of an image must be aligned to the same place on it."
-    return frame_distance(compose(first_view, first), compose(second_view, second))
+    return frame_distance(compose(first_to_image, first), compose(second_to_image, second))
 
 # %% ../../nbs/33_aligner.losses.ipynb #3cb055be
 def anchor_loss(
@@ -107,11 +107,11 @@ def lung_segmentation_loss(
 def lung_consistency_loss(
     first: Tensor, # (B, 1, h, w) lung map in [0, 1] of the first augmented copy
     second: Tensor, # (B, 1, h, w) of the second augmented copy
-    first_view: Tensor, # (B, 2, 3) first augmented copy -> image
-    second_view: Tensor, # (B, 2, 3) second augmented copy -> image
+    first_to_image: Tensor, # (B, 2, 3) first augmented copy -> image
+    second_to_image: Tensor, # (B, 2, 3) second augmented copy -> image
 ) -> tuple[Tensor, Tensor]: # scalars: the sum of the squared differences; over how many pixels
     "Squared difference of two lung maps, carried back to the image, where both copies show it."
-    pairs = [(first, invert(first_view)), (second, invert(second_view))]
+    pairs = [(first, invert(first_to_image)), (second, invert(second_to_image))]
     maps = [warp(part, image_to_copy, part.shape[-2:]) for part, image_to_copy in pairs]
     seen = [warp(torch.ones_like(part), image_to_copy, part.shape[-2:]) for part, image_to_copy in pairs]
     both = seen[0] * seen[1]

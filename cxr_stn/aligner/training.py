@@ -20,8 +20,7 @@ from torch import Tensor
 
 from ..config import output_path
 from ..runs import Run
-from ..geometry import compose, mirror_frame, pose_to_affine
-from ..stn import warp
+from ..stn import compose, mirror_frame, pose_to_affine, warp
 from ..data.augment import augment_config, Augmented, BatchAugment
 from ..backbones import FeatureNetwork
 from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, make_optimizer, quiet,
@@ -355,7 +354,8 @@ def begin_run(
     "Render extra phantoms if need be, remove what cannot be used, and put the run on record."
     if params.pose_supervision_weight: phantom_dataset(params)
     if state == "from scratch":
-        for name in ("aligner.safetensors", "log.csv"): (run.path / name).unlink(missing_ok=True)
+        for name in ("aligner.safetensors", "aligner.onnx", "log.csv"):
+            (run.path / name).unlink(missing_ok=True)
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     run.record()
 

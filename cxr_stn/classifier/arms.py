@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STILL', 'GREY', 'LabelledDataParams', 'ArmParams', 'ClassifierAugmentationParams', 'InputParams',
-           'load_labelled_dataset', 'check_fitted', 'open_aligner', 'AlignedDataset', 'build_arm_cache',
-           'predict_frames', 'cached_frames', 'center_crop_affine', 'mean_area', 'oracle_affines', 'box_affine',
-           'arm_affines', 'affine_table', 'read_affines', 'sample_flip_crop', 'Augmentation', 'ArmDataset']
+           'load_labelled_dataset', 'check_fitted', 'FittedAligner', 'open_aligner', 'AlignedDataset',
+           'build_arm_cache', 'predict_frames', 'cached_frames', 'center_crop_affine', 'mean_area', 'oracle_affines',
+           'box_affine', 'arm_affines', 'affine_table', 'read_affines', 'sample_flip_crop', 'Augmentation',
+           'ArmDataset']
 
 # %% ../../nbs/50_classifier.arms.ipynb #f91e5c36
 import hashlib
@@ -14,12 +15,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, NamedTuple, Optional
 
 import cv2
 import cxr_stn.aligner.networks
-import cxr_stn.geometry
-import cxr_stn.inference
 import cxr_stn.stn
 import numpy as np
 import pandas as pd
@@ -30,7 +29,8 @@ from torch.utils.data import Dataset
 
 from ..config import input_path, output_path, Params
 from ..runs import atomic_path
-from ..geometry import check_box, compose, MATRIX_ENTRIES, matrix_to_affine, pose_to_affine
+from ..geometry import check_box, MATRIX_ENTRIES, matrix_to_affine
+from ..stn import compose, pose_to_affine
 from ..data.chestxray14 import FINDINGS
 from ..data.datasets import digest, ImageDataset
 from ..data.chestmnist import chestmnist_file, ChestMNISTDataset
@@ -38,7 +38,10 @@ from ..data.cache import build_cache, ImageCache
 from ..data.augment import AlbumentationsAugment, augment_config
 from ..phantom.dataset import phantom_truth
 from ..sources import DataParams, load_dataset
-from ..inference import Aligner
+from ..trainer import choose_device
+from ..aligner.networks import AlignerNetwork, predict_poses
+from ..aligner.checkpoints import read_network
+from ..inference import find_checkpoint, letterboxed
 
 # %% ../../nbs/50_classifier.arms.ipynb #a6ceadb5
 class LabelledDataParams(DataParams):
@@ -170,15 +173,24 @@ def check_fitted(
             f"{n_train} here; whether the split is the same cannot be told.")
 
 # %% ../../nbs/50_classifier.arms.ipynb #d9170109
+class FittedAligner(NamedTuple):
+    "An aligner as the classifier's training needs it."
+    network: AlignerNetwork # in evaluation mode, on its device
+    metadata: dict # how it was trained, on what
+    checksum: str # SHA-256 of its file
+
+
 def open_aligner(
     params: InputParams,
     dataset: ImageDataset, # of the run
-) -> Aligner:
+) -> FittedAligner:
     "The aligner of a run; prints what is open about its training images. ValueError as `check_fitted`."
     on_cpu = params.devices > 1 or params.accelerator == "cpu"
-    aligner = Aligner.load(params.aligner, "cpu" if on_cpu else "auto", runtime="torch")
-    if note := check_fitted(aligner.metadata, dataset, params): print(note)
-    return aligner
+    path = find_checkpoint(params.aligner, ".safetensors")
+    network, _, metadata = read_network(path)
+    if note := check_fitted(metadata, dataset, params): print(note)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return FittedAligner(network.to(choose_device("cpu" if on_cpu else "auto")), metadata, checksum)
 
 # %% ../../nbs/50_classifier.arms.ipynb #21a9702d
 class AlignedDataset(ImageDataset):
@@ -224,36 +236,42 @@ def build_arm_cache(
     return build_cache(dataset, params.image_size, output_path(params.cache_dir), params.num_workers)
 
 # %% ../../nbs/50_classifier.arms.ipynb #61e1d2a7
+@torch.inference_mode()
 def predict_frames(
-    aligner: Aligner,
-    cache: ImageCache, # N images of the run
-    params: InputParams,
+    network: AlignerNetwork,
+    images: np.ndarray, # (N, S, S) uint8, at the network's input size
 ) -> Tensor: # (N, 2, 3) normalised, frame -> image
-    "The aligner's answer for every image, at its own input size; ValueError if an image has one size only."
-    seen = cache
-    if aligner.input_size != params.image_size:
-        cache_dir = output_path(params.cache_dir)
-        seen = build_cache(cache.dataset, aligner.input_size, cache_dir, params.num_workers)
-    if len(seen) != len(cache): raise ValueError("some images could be cached at one size only")
-    parts = (np.array(seen.images[start:start + 256]) for start in range(0, len(seen), 256))
-    return torch.stack([estimate.affine for part in parts for estimate in aligner.predict(part)])
+    "The aligner's answer for every image; a flagged image gets the letterboxed frame, as from `Aligner`."
+    frames, whole = [], torch.from_numpy(letterboxed(network.frame_size))
+    for start in range(0, len(images), 32):
+        part = torch.from_numpy(np.array(images[start:start + 32])).to(network.min_confidence.device)
+        estimates = predict_poses(network, part.unsqueeze(1).float() / 255)
+        flagged = (estimates.confidence < network.min_confidence).cpu()[:, None, None]
+        frames.append(torch.where(flagged, whole, estimates.affine.cpu()))
+    return torch.cat(frames)
 
 # %% ../../nbs/50_classifier.arms.ipynb #be4e7733
 def cached_frames(
-    aligner: Aligner,
+    aligner: FittedAligner,
     cache: ImageCache, # N images of the run
     params: InputParams,
 ) -> Tensor: # (N, 2, 3) normalised, frame -> image
-    "`predict_frames`, kept on disk: asked once for the same images, aligner and program."
-    modules = (cxr_stn.inference, cxr_stn.aligner.networks, cxr_stn.stn, cxr_stn.geometry)
+    """`predict_frames`, kept on disk: asked once for the same images, aligner and program.
+    ValueError if an image could be cached at one size only."""
+    modules = (cxr_stn.aligner.networks, cxr_stn.stn)
     programs = [hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest() for module in modules]
-    asked = (cache.dataset.content_hash(), params.image_size, aligner.checksum, aligner.passes)
+    asked = (cache.dataset.content_hash(), params.image_size, aligner.checksum)
     key = digest([(*asked, *programs)])
     known = output_path(params.cache_dir) / f"frames-{key[:16]}.npy"
-    if not known.is_file():
-        with atomic_path(known) as part, part.open("wb") as file:
-            np.save(file, predict_frames(aligner, cache, params).numpy(), allow_pickle=False)
-    return torch.from_numpy(np.load(known, allow_pickle=False))
+    if known.is_file(): return torch.from_numpy(np.load(known, allow_pickle=False))
+    size, seen = aligner.network.input_size, cache
+    if size != params.image_size:
+        seen = build_cache(cache.dataset, size, output_path(params.cache_dir), params.num_workers)
+    if len(seen) != len(cache): raise ValueError("some images could be cached at one size only")
+    frames = predict_frames(aligner.network, seen.images)
+    with atomic_path(known) as part, part.open("wb") as file:
+        np.save(file, frames.numpy(), allow_pickle=False)
+    return frames
 
 # %% ../../nbs/50_classifier.arms.ipynb #ac483fa0
 def center_crop_affine(
@@ -276,7 +294,7 @@ def oracle_affines(
     lung_box: Sequence[float], # left, top, right, bottom of the lungs as shares of the input
 ) -> Tensor: # (N, 2, 3) normalised, frame -> image
     "The true frames: the lungs fill the same box on every image."
-    return phantom_truth(dataset.phantom, dataset.table["number"], lung_box)[0]
+    return torch.from_numpy(phantom_truth(dataset.phantom, dataset.table["number"], lung_box)[0])
 
 # %% ../../nbs/50_classifier.arms.ipynb #bd232104
 def box_affine(
@@ -362,7 +380,7 @@ class Augmentation:
         augmented_to_input = sample_flip_crop(seed, self.params.flip_p, self.params.crop)
         if self.spatial is None: return augmented_to_input
         matrix = self.spatial(np.zeros((64, 64), np.float32), seed)[1]
-        return compose(augmented_to_input, matrix_to_affine(matrix, (64, 64), (64, 64)))
+        return compose(augmented_to_input, torch.from_numpy(matrix_to_affine(matrix, (64, 64), (64, 64))))
 
     def intensity(self, image: np.ndarray, seed: int) -> np.ndarray: # (S, S) uint8, as the image
         "The image with other grey values."

@@ -27,14 +27,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from ..config import output_path
 from ..runs import atomic_write, Run
-from ..geometry import compose
-from ..resampling import warp_antialiased
+from ..stn import compose, warp_antialiased
 from ..data.cache import ImageCache
 from ..data.datasets import digest
-from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, loader, make_optimizer,
-                             quiet, read_checkpoint, RunData, RunParams, set_up, share_batch_norm, threads)
+from ..trainer import (bare_trainer, check_start, choose_device, EpochLog, freeze_batch_norm, loader,
+                             make_optimizer, quiet, read_checkpoint, RunData, RunParams, set_up,
+                             share_batch_norm, threads)
 from ..aligner.networks import AlignerNetwork, predict_poses
-from ..inference import choose_device, find_checkpoint
+from ..inference import find_checkpoint
 from .arms import (affine_table, arm_affines, ArmDataset, Augmentation, build_arm_cache,
                                      InputParams, read_affines)
 from .model import (class_weights, classification_loss, Classifier, ClassifierParams,
@@ -260,7 +260,7 @@ def arm_checksum(
     "The checksum that the arm would have now, of its aligner or of the images that align.ipynb wrote."
     if params.aligned_dir: return digest([(cache.dataset.content_hash(),)])
     if arm_metadata["aligner"] is None: return None
-    return hashlib.sha256(find_checkpoint(params.aligner).read_bytes()).hexdigest()
+    return hashlib.sha256(find_checkpoint(params.aligner, ".safetensors").read_bytes()).hexdigest()
 
 
 def find_state(

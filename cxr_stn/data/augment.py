@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..config import Params
-from ..geometry import compose, mirror_frame, pose_to_affine, rot90_affine
-from ..stn import warp
+from ..stn import compose, mirror_frame, pose_to_affine, rot90_affine, warp
+
 
 # %% ../../nbs/15_data.augment.ipynb #db10f706
 cv2.setNumThreads(0)

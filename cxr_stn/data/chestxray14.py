@@ -7,7 +7,7 @@ __all__ = ['FINDINGS', 'COLUMNS', 'BOX_COLUMNS', 'ALIASES', 'KNOWN', 'YEARS_PER'
            'fields_per_row', 'read_rows', 'plain_columns', 'finding_index', 'parse_labels', 'label_table',
            'check_names', 'to_numbers', 'ages_in_years', 'drop_repeated', 'read_metadata', 'read_boxes', 'read_list',
            'sample_patients', 'check_patients', 'is_listed', 'split_by_patient', 'find_images', 'find_metadata',
-           'find_lists', 'ChestXray14']
+           'find_lists', 'boxes_of', 'count_everything', 'ChestXray14']
 
 # %% ../../nbs/11_data.chestxray14.ipynb #86b533e9
 import csv
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 
 from .images import ENDINGS
 
@@ -362,6 +361,33 @@ def find_lists(
         raise FileNotFoundError(f"{missing} is missing; fetch it, or remove the other list too")
     return tuple(read_list(path) for path in paths) if all(there) else (None, None)
 
+# %% ../../nbs/11_data.chestxray14.ipynb #bbb44587
+def boxes_of(
+    path: Path,                # BBox_List_2017.csv, which need not be there
+    names: Iterable[str],      # of the images whose boxes are wanted
+) -> pd.DataFrame:             # image, finding, x, y, w, h; pixels of the original image
+    "The hand-drawn boxes of some images."
+    if not path.exists(): return pd.DataFrame(columns=["image", "finding", "x", "y", "w", "h"])
+    boxes = read_boxes(path)
+    return boxes[is_listed(boxes["image"], names)].reset_index(drop=True)
+
+
+def count_everything(
+    table: pd.DataFrame, # the images that are kept
+    rows: pd.DataFrame,  # all rows of the metadata, with `path` and `split`
+    files: dict,         # name -> path of the images that are there
+    lists: tuple,        # names on the official lists, or None
+) -> dict:               # what -> how many
+    "How files, rows and lists agree, and how many images and patients are in each split."
+    names, listed = set(rows["image"]), {name for names in lists for name in names or ()}
+    by_split = table.groupby("split")["patient"]
+    return {"rows": len(rows), "rows without a file": int(rows["path"].isna().sum()),
+            "files without a row": len(set(files) - names),
+            "rows on no list": int((rows["split"] == "").sum()),
+            "listed names without a row": len(listed - names),
+            "split": "official lists" if lists[1] else "drawn here by patient, no official lists found",
+            "images": by_split.size().to_dict(), "patients": by_split.nunique().to_dict()}
+
 # %% ../../nbs/11_data.chestxray14.ipynb #93826eec
 class ChestXray14:
     """ChestX-ray14 in a folder: `table` has one row an image that is there, `counts` says what was left out.
@@ -386,26 +412,8 @@ class ChestXray14:
             raise MetadataError(f"{data_dir}: none of the {len(files)} images has a row in {source.name}")
         columns = ["image", "path", "patient", "split", "view", "age", "sex", *FINDINGS]
         self.table = rows.loc[kept, columns].reset_index(drop=True)
-        self.boxes = self._boxes(Path(data_dir, "BBox_List_2017.csv"))
-        self.counts.update(self._count(rows, files, lists), metadata=source.name, boxes=len(self.boxes))
+        self.boxes = boxes_of(Path(data_dir, "BBox_List_2017.csv"), self.table["image"])
+        self.counts.update(count_everything(self.table, rows, files, lists),
+                           metadata=source.name, boxes=len(self.boxes))
 
     def __len__(self) -> int: return len(self.table)
-
-# %% ../../nbs/11_data.chestxray14.ipynb #bbb44587
-@patch
-def _boxes(self: ChestXray14, path: Path) -> pd.DataFrame:
-    if not path.exists(): return pd.DataFrame(columns=["image", "finding", "x", "y", "w", "h"])
-    boxes = read_boxes(path)
-    return boxes[is_listed(boxes["image"], self.table["image"])].reset_index(drop=True)
-
-
-@patch
-def _count(self: ChestXray14, rows: pd.DataFrame, files: dict, lists: tuple) -> dict:
-    names, listed = set(rows["image"]), {name for names in lists for name in names or ()}
-    by_split = self.table.groupby("split")["patient"]
-    return {"rows": len(rows), "rows without a file": int(rows["path"].isna().sum()),
-            "files without a row": len(set(files) - names),
-            "rows on no list": int((rows["split"] == "").sum()),
-            "listed names without a row": len(listed - names),
-            "split": "official lists" if lists[1] else "drawn here by patient, no official lists found",
-            "images": by_split.size().to_dict(), "patients": by_split.nunique().to_dict()}

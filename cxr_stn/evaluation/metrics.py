@@ -17,6 +17,7 @@ import pandas as pd
 from ..geometry import fit_axes
 from ..resampling import flatten_mask, warp_image, warp_mask
 
+
 # %% ../../nbs/40_evaluation.metrics.ipynb #b37641c2
 def _cut(
     mask: np.ndarray, # (H, W) bool, one connected part that may be two touching lungs

@@ -110,7 +110,7 @@ def make_method(
     fallback = make_baseline("letterbox", shape, None)
     name, named, checkpoint = baseline.partition("=")
     if not named: return Method(name, make_baseline(name, shape, template), fallback)
-    other = Aligner.load(checkpoint, runtime="torch")
+    other = Aligner.load(checkpoint)
     return Method(name, lambda image: other(image, shape).matrix, fallback)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['PREVALENCE', 'LOADINGS', 'PERSISTENCE', 'TILT', 'PATIENTS', 'IMAGES', 'IMAGE', 'FINDING', 'LIMITS', 'WHOLE',
            'CANONICAL_LUNGS', 'liability_threshold', 'patient_table', 'sample_labels', 'image_table', 'PhantomImage',
            'PhantomError', 'check_parameters', 'Phantom', 'choose_labels', 'severities', 'plan', 'finding_boxes',
-           'render_image', 'frame_to_lungs', 'canonical_to_lungs', 'phantom_truth', 'PhantomDataset']
+           'render_image', 'image_truth', 'frame_to_lungs', 'canonical_to_lungs', 'phantom_truth', 'PhantomDataset']
 
 # %% ../../nbs/24_phantom.dataset.ipynb #22a99d69
 import hashlib
@@ -20,11 +20,8 @@ from pathlib import Path
 import cxr_stn.phantom
 import numpy as np
 import pandas as pd
-import torch
-from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.stats import norm
-from torch import Tensor
 
 from ..geometry import check_box, fit_axes, pixel_to_normalised
 from ..data.chestxray14 import FINDINGS
@@ -173,8 +170,8 @@ class Phantom:
     conspicuity: float = 1.0        # how clearly findings show; 0 hides them
 
     def __post_init__(self) -> None: check_parameters(vars(self))
-
     def __len__(self) -> int: return self.n_images
+    def __getitem__(self, index: int) -> PhantomImage: return self.render(index)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -188,6 +185,14 @@ class Phantom:
         table, labels = self.table, self.table[list(FINDINGS)].to_numpy(np.uint8)
         fields = zip(table.patient.tolist(), table.view, table.sex, table.age.tolist(), labels)
         return [dict(patient=p, view=v, male=s == "M", age=a, labels=l) for p, v, s, a, l in fields]
+
+    def render(self, index: int, findings: Iterable[str] | None = None) -> PhantomImage:
+        "Image number `index`, with its own or the named findings: `render_image`."
+        return render_image(self, index, findings)
+
+    def truth(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "Matrix, lung boxes and lung mask of an image, without rendering it: `image_truth`."
+        return image_truth(self, index)
 
 # %% ../../nbs/24_phantom.dataset.ipynb #85707cb9
 def choose_labels(
@@ -254,7 +259,7 @@ def render_image(
     index: int,
     findings: Iterable[str] | None = None, # instead of the image's own
 ) -> PhantomImage:
-    "Render an image of a phantom."
+    "Render an image; IndexError beyond the last image, PhantomError for an unknown finding."
     planned, size = plan(phantom, index, findings), phantom.size
     rng, row, pose, anatomy = (planned[name] for name in ("rng", "row", "pose", "anatomy"))
     sheet, rendered = render_chest(anatomy, centimetres_to_image(pose, size), size, planned["present"])
@@ -267,36 +272,13 @@ def render_image(
                         pose_matrix(anatomy, pose, size), row["patient"],
                         vars(pose) | {"rotation": pose.rotation})
 
-@patch
-def render(
-    self: Phantom,
-    index: int,
-    findings: Iterable[str] | None = None, # names, instead of the image's own findings
-) -> PhantomImage:
-    "Render an image; IndexError beyond the last image, PhantomError for an unknown finding."
-    return render_image(self, index, findings)
-
-@patch
-def __getitem__(self: Phantom, index: int) -> PhantomImage: return self.render(index)
-
 # %% ../../nbs/24_phantom.dataset.ipynb #5e33a5ba
-@patch
-def matrix(
-    self: Phantom,
-    index: int,
-) -> np.ndarray: # (3, 3) canonical (u, v, 1) -> pixel centre
-    "The true pose of an image, without rendering it."
-    planned = plan(self, index)
-    return pose_matrix(planned["anatomy"], planned["pose"], self.size)
-
-
-@patch
-def truth(
-    self: Phantom,
+def image_truth(
+    phantom: Phantom,
     index: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # matrix (3, 3); (2, 4) lung boxes; (S, S) bool, both lungs
     "True pose, box of each lung (canonical x0, y0, x1, y1) and lung mask, without rendering the image."
-    planned, size = plan(self, index), self.size
+    planned, size = plan(phantom, index), phantom.size
     anatomy, pose = planned["anatomy"], planned["pose"]
     canvas, half = Canvas(centimetres_to_image(pose, size), size), [anatomy.half_width, anatomy.half_height]
     outlines, mask = lung_outlines(anatomy), np.zeros((2, size, size), np.uint8)
@@ -332,13 +314,13 @@ def phantom_truth(
     phantom: Phantom,
     numbers: Iterable[int],    # N image numbers
     lung_box: Sequence[float], # as in `frame_to_lungs`
-) -> tuple[Tensor, np.ndarray]: # (N, 2, 3) normalised frame -> image; (N, S, S) bool, the lungs
+) -> tuple[np.ndarray, np.ndarray]: # (N, 2, 3) float32 frame -> image, normalised; (N, S, S) bool, the lungs
     "Where the output frame should lie on each image of a phantom, and the lungs of each."
     matrices, boxes, lungs = zip(*(phantom.truth(int(i)) for i in numbers))
     size = (phantom.size, phantom.size)
     lungs_to_image = pixel_to_normalised(size) @ np.stack(matrices)
     frame_to_image = lungs_to_image @ canonical_to_lungs(np.stack(boxes)) @ frame_to_lungs(lung_box)
-    return torch.tensor(frame_to_image[:, :2], dtype=torch.float32), np.stack(lungs)
+    return frame_to_image[:, :2].astype(np.float32), np.stack(lungs)
 
 # %% ../../nbs/24_phantom.dataset.ipynb #abcb544f
 class PhantomDataset(ImageDataset):

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..data.chestxray14 import FINDINGS
 from .anatomy import Anatomy, chest_edge, smooth
-from .rendering import (add_body, add_breasts, add_lungs, add_mediastinum, add_ribs,
-                                       add_shoulders, add_spine, add_stomach, bands, ellipse, enlarge, haze,
-                                       heart_outline, Sheet, soften, TREE_SIZE, UNIT)
+from .rendering import (add_body, add_breasts, add_dense, add_lungs, add_mediastinum,
+                                       add_ribs, add_shoulders, add_spine, add_stomach, bands, ellipse,
+                                       enlarge, haze, heart_outline, Sheet, soften, TREE_SIZE, UNIT)
 
 # %% ../../nbs/22_phantom.findings.ipynb #5f77a873
 RENDERERS = {}
@@ -157,7 +157,7 @@ def lump(
     outline = smooth(outline * rng.normal(1, 0.06, (10, 1))) + centre
     layer = sheet.canvas.layer()
     sheet.canvas.fill(layer, outline, min(value, 250))
-    sheet.add_dense(layer, 0.12 * radius)
+    add_dense(sheet, layer, 0.12 * radius)
     return outline
 
 # %% ../../nbs/22_phantom.findings.ipynb #90666801
@@ -201,7 +201,7 @@ def render_effusion(rng: np.random.Generator, sheet: Sheet, strength: float) -> 
         outline = np.concatenate([curve, [(0.1, 1.1), (1.1, 1.1)]]) * ((2 * side - 1) * a, b)
         layer = sheet.canvas.layer()
         sheet.canvas.fill(layer, outline, 235)
-        sheet.add_dense(layer, 0.35)
+        add_dense(sheet, layer, 0.35)
         fade = np.clip((sheet.y / b - top + 0.5) / 0.8, 0, 1) * ((sheet.x > 0) == bool(side))
         sheet.clear *= 1 - 0.22 * min(strength, 1) * fade.astype(np.float32)
         outlines.append(np.clip(outline, -np.array([a, b]), [a, b]))
@@ -238,7 +238,7 @@ def render_pleural_thickening(rng: np.random.Generator, sheet: Sheet, strength: 
         if start == 0: path = np.concatenate([sheet.outlines[side][-8:], path[:14]])
         layer = sheet.canvas.layer()
         sheet.canvas.lines(layer, path[None], 2 * thick, 150)
-        sheet.add_dense(layer, 0.2)
+        add_dense(sheet, layer, 0.2)
         inward = (0, thick) if start == 0 else ((1 - 2 * side) * thick, 0)
         outlines.append(np.concatenate([path, path + inward]))
     return outlines
@@ -257,7 +257,7 @@ def render_atelectasis(rng: np.random.Generator, sheet: Sheet, strength: float) 
         band = bands(path[None], rng.uniform(0.35, 0.9) * np.sin(np.linspace(0.3, 2.8, len(path))))[0]
         sheet.canvas.fill(layer, band, min(140 * strength, 250))
         outlines.append(band)
-    sheet.add_dense(layer, 0.12)
+    add_dense(sheet, layer, 0.12)
     if rng.random() < 0.5: haze(sheet, outlines[0].mean(0) + (0, 2), 3.5, 2.5, 0.45 * strength, 3)
     return [np.concatenate(outlines)]
 

@@ -1,4 +1,5 @@
-"""Aligning data sets: interruptions of every kind, broken files, changed settings, and align.ipynb as papermill runs it."""
+"""Aligning data sets: interruptions of every kind, broken files, changed settings, and align.ipynb as
+papermill runs it."""
 import json, shutil, signal, time
 
 import nbformat, numpy as np, pandas as pd, pytest
@@ -19,13 +20,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "An aligner, a folder of images with broken ones among them, and what comes out of it without interruption"
+    """An aligner, a folder of images with broken ones among them, and what comes out of it without
+    interruption"""
     folder = tmp_path_factory.mktemp("align")
     save_aligner(folder/"aligner.safetensors")
     phantom, dataset = Phantom(n_images=N, size=64, seed=1), folder/"images"
-    for i in range(N): write_png(dataset/f"ward {i % 3}"/f"{i:02}.png", phantom[i].image if i % 2 else phantom[i].image.astype(np.uint16) * 9)
+    for i in range(N):
+        write_png(dataset/f"ward {i % 3}"/f"{i:02}.png", phantom[i].image if i % 2
+                  else phantom[i].image.astype(np.uint16) * 9)
     whole = (dataset/"ward 1"/"01.png").read_bytes()
-    for name, data in [("cut.png", whole[:300]), ("empty.png", b""), ("text.png", b"<html>"), ("flip.png", whole[:200] + b"x" + whole[201:])]:
+    for name, data in [("cut.png", whole[:300]), ("empty.png", b""), ("text.png", b"<html>"),
+                       ("flip.png", whole[:200] + b"x" + whole[201:])]:
         (dataset/"ward 1"/name).write_bytes(data)
     write_png(dataset/"blank.png", np.full((40, 40), 7, np.uint8))
     run(folder, folder/"whole")
@@ -34,7 +39,8 @@ def folder(tmp_path_factory):
 def run(folder, out, batch_size=4, **options):
     aligner = options.pop("aligner", None) or Aligner.load(folder/"aligner.safetensors", runtime="torch")
     dataset = options.pop("images", None) or load_dataset("folder", folder/"images")
-    return align_dataset(dataset, aligner, out, folder/"images", batch_size=batch_size, progress=False, **options)
+    return align_dataset(dataset, aligner, out, folder/"images", batch_size=batch_size, progress=False,
+                         **options)
 
 def images(out): return {p.relative_to(out).as_posix(): read_image(p) for p in list_images(out)}
 
@@ -45,14 +51,17 @@ def assert_same(out, whole):
     assert not list(out.rglob(".part-*"))
 
 
-# --- a run without interruption -------------------------------------------------------------------------------
+# --- a run without interruption -----------------------------------------------------------------------------
 
 def test_broken_files_are_listed_and_the_rest_goes_on(folder):
     table = run(folder, folder/"whole")
     failed = table[table.status == "failed"].set_index("image")["reason"]
-    assert sorted(failed.index) == ["blank.png", *(f"ward 1/{n}.png" for n in ("cut", "empty", "flip", "text"))]
-    for name, reason in [("ward 1/cut.png", "truncated"), ("ward 1/empty.png", "empty"), ("ward 1/text.png", "web page"),
-                         ("ward 1/flip.png", "damaged"), ("blank.png", "same grey value")]: assert reason in failed[name]
+    assert sorted(failed.index) == \
+        ["blank.png", *(f"ward 1/{n}.png" for n in ("cut", "empty", "flip", "text"))]
+    for name, reason in [("ward 1/cut.png", "truncated"), ("ward 1/empty.png", "empty"),
+                         ("ward 1/text.png", "web page"),
+                         ("ward 1/flip.png", "damaged"), ("blank.png", "same grey value")]:
+        assert reason in failed[name]
     assert (table.status == "aligned").sum() == N == len(images(folder/"whole"))
     assert table[table.status == "failed"][list(MATRIX_ENTRIES)].isna().all(axis=None)
 
@@ -69,12 +78,14 @@ def test_the_table_repeats_the_images(folder):
         image = read_image(folder/"images"/row.image)
         matrix = row[list(MATRIX_ENTRIES)].to_numpy(float).reshape(2, 3)
         fine = matrix @ [[1/4, 0, -3/8], [0, 1/4, -3/8], [0, 0, 1]]
-        sampled = cv2.resize(cv2.warpAffine(image, fine, (96, 120), flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR), (24, 30), interpolation=cv2.INTER_AREA)
+        sampled = cv2.resize(cv2.warpAffine(image, fine, (96, 120), flags=cv2.WARP_INVERSE_MAP
+                                            | cv2.INTER_LINEAR), (24, 30), interpolation=cv2.INTER_AREA)
         assert np.abs(sampled.astype(float) - read_image(folder/"whole"/row.file)).mean() < .02 * image.max()
     assert len(dataset) == N + 5
 
 def test_originals_are_not_touched(folder, tmp_path):
-    state = lambda: [(p, p.stat().st_mtime_ns, p.stat().st_size) for p in sorted((folder/"images").rglob("*"))]
+    state = lambda: [(p, p.stat().st_mtime_ns, p.stat().st_size)
+                     for p in sorted((folder/"images").rglob("*"))]
     before = state()
     run(folder, tmp_path/"out")
     assert state() == before
@@ -99,7 +110,7 @@ def test_gigantic_and_tiny_batches_agree(folder, tmp_path):
             assert np.abs(image.astype(float) - whole).mean() < .01 * whole.max(), name
 
 
-# --- interruptions --------------------------------------------------------------------------------------------
+# --- interruptions ------------------------------------------------------------------------------------------
 
 class Stop(Exception): pass
 
@@ -117,7 +128,8 @@ def test_interrupted_anywhere(folder, tmp_path, monkeypatch, where, when):
     done = len(read_records(tmp_path/"records.jsonl")[1])
     assert (when == 1 or done > 0) and done < N + 5
     written = []
-    monkeypatch.setattr(aligning, "write_png", lambda path, image, real=write_png: (written.append(path), real(path, image)))
+    monkeypatch.setattr(aligning, "write_png",
+                        lambda path, image, real=write_png: (written.append(path), real(path, image)))
     run(folder, tmp_path)
     assert 0 < len(written) <= N + 5 - done
     assert_same(tmp_path, folder/"whole")
@@ -136,8 +148,8 @@ def slow(path, image):
     (path.parent / f".part-x-{path.name}").touch()  # what a killed writer leaves behind
 aligning.write_png = slow
 place, out = map(Path, sys.argv[1:])
-aligning.align_dataset(load_dataset("folder", place/"images"), Aligner.load(place/"aligner.safetensors"), out, place/"images",
-                     batch_size=4, progress=False)
+aligning.align_dataset(load_dataset("folder", place/"images"), Aligner.load(place/"aligner.safetensors"),
+                       out, place/"images", batch_size=4, progress=False)
 """
 
 def test_killed_twice(folder, tmp_path):
@@ -147,7 +159,8 @@ def test_killed_twice(folder, tmp_path):
         process = python(SLOW, folder, out)
         try:
             until = time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < until and len(read_records(out/"records.jsonl")[1]) < before + more:
+            finished = lambda: len(read_records(out/"records.jsonl")[1])
+            while process.poll() is None and time.monotonic() < until and finished() < before + more:
                 time.sleep(.005)
             assert process.poll() is None, "the process ended before it was killed"
         finally:
@@ -191,7 +204,7 @@ def test_a_full_disk_says_so_and_can_be_continued(folder, tmp_path, monkeypatch)
     assert_same(tmp_path, folder/"whole")
 
 
-# --- something has changed ------------------------------------------------------------------------------------
+# --- something has changed ----------------------------------------------------------------------------------
 
 def test_a_image_that_broke_loses_its_image(folder, tmp_path):
     shutil.copytree(folder, tmp_path/"p")
@@ -199,10 +212,13 @@ def test_a_image_that_broke_loses_its_image(folder, tmp_path):
     (tmp_path/"p"/"images"/"ward 0"/"03.png").write_bytes(b"")
     (tmp_path/"p"/"images"/"ward 1"/"cut.png").write_bytes((folder/"images"/"ward 1"/"01.png").read_bytes())
     table = run(tmp_path/"p", tmp_path/"out").set_index("image")
-    assert table.status["ward 0/03.png"] == "failed" and not (tmp_path/"out"/"images"/"ward 0"/"03.png").exists()
-    assert table.status["ward 1/cut.png"] == "aligned" and (tmp_path/"out"/"images"/"ward 1"/"cut.png").exists()
+    assert table.status["ward 0/03.png"] == "failed"
+    assert not (tmp_path/"out"/"images"/"ward 0"/"03.png").exists()
+    assert table.status["ward 1/cut.png"] == "aligned"
+    assert (tmp_path/"out"/"images"/"ward 1"/"cut.png").exists()
 
-@pytest.mark.parametrize("change, name", [(dict(shape=(60, 48)), "output size"), (dict(passes=2), "passes"), (dict(seed=1), "checkpoint")])
+@pytest.mark.parametrize("change, name", [(dict(shape=(60, 48)), "output size"), (dict(passes=2), "passes"),
+                                          (dict(seed=1), "checkpoint")])
 def test_other_settings_begin_anew(folder, tmp_path, capfd, change, name):
     run(folder, tmp_path)
     capfd.readouterr()
@@ -210,9 +226,11 @@ def test_other_settings_begin_anew(folder, tmp_path, capfd, change, name):
     if "seed" in change: aligner = Aligner.load(save_aligner(tmp_path/"other.safetensors", seed=1))
     else: aligner = Aligner.load(folder/"aligner.safetensors", passes=change.get("passes"))
     run(folder, tmp_path, aligner=aligner, shape=change.get("shape"))
-    assert f"{name} changed since the last run in this out_dir: its {N} images are removed" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"{name} changed since the last run in this out_dir: its {N} images are removed" in said
     after = images(tmp_path)
-    assert all(after[n].shape != before[n].shape or (after[n] != before[n]).any() for n in after) and len(after) == N
+    assert all(after[n].shape != before[n].shape or (after[n] != before[n]).any() for n in after)
+    assert len(after) == N
     run(folder, tmp_path, aligner=aligner, shape=change.get("shape"))
     assert capfd.readouterr().err == ""
 
@@ -226,23 +244,28 @@ def test_other_phantoms_begin_anew(folder, tmp_path, capfd):
         assert np.abs(written.astype(float) - aligner(dataset.read(2)).image).mean() < 1
 
 
-# --- the notebook ---------------------------------------------------------------------------------------------
+# --- the notebook -------------------------------------------------------------------------------------------
 
 NOTEBOOK = ROOT/"nbs"/"align.ipynb"
 
 def test_the_notebook_aligns_a_folder_and_goes_on(folder, tmp_path):
     out = tmp_path/"out"
-    notebook, given = tmp_path/"nb.ipynb", dict(data="folder", data_dir=folder/"images", checkpoint=folder, out_dir=out, batch_size=4, size="30x24")
+    notebook = tmp_path/"nb.ipynb"
+    given = dict(data="folder", data_dir=folder/"images", checkpoint=folder, out_dir=out, batch_size=4,
+                 size="30x24")
     papermill(NOTEBOOK, notebook, cwd=tmp_path, **given)
     assert_same(out, folder/"whole")
     transforms, failures = pd.read_csv(out/"transforms.csv"), pd.read_csv(out/"failures.csv")
     assert len(transforms) == N + 5 and len(failures) == 5 and transforms.status.eq("aligned").sum() == N
-    assert {"tx", "ty", "sx", "sy", "theta", *MATRIX_ENTRIES, "height", "width", "output_height", "output_width"} <= set(transforms)
+    assert {"tx", "ty", "sx", "sy", "theta", *MATRIX_ENTRIES, "height", "width", "output_height",
+            "output_width"} <= set(transforms)
     about = json.loads((out/"provenance.json").read_text())
     assert about["parameters"]["batch_size"] == 4 and about["manifest_hash"]
-    assert json.loads((out/"aligner.json").read_text())["sha256"] == Aligner.load(folder/"aligner.safetensors").checksum
+    assert json.loads((out/"aligner.json").read_text())["sha256"] == \
+        Aligner.load(folder/"aligner.safetensors").checksum
     assert not (out/".lock").exists()
-    shown = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    shown = [o for c in nbformat.read(notebook, 4).cells for o in c.get("outputs", [])
+             if "image/png" in o.get("data", {})]
     assert len(shown) == 2
     stamps = {p: p.stat().st_mtime_ns for p in list_images(out)}
     lost = out/"images"/"ward 2"/"11.png"
@@ -252,21 +275,25 @@ def test_the_notebook_aligns_a_folder_and_goes_on(folder, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(out/"transforms.csv"), transforms, rtol=1e-3, atol=1e-3)
 
 def test_mistakes_in_the_notebook_fail_at_once(tmp_path):
-    err = papermill(NOTEBOOK, tmp_path/"nb.ipynb", wrong=True, n_image=3, data="dicom", out_dir=tmp_path/"out")
+    err = papermill(NOTEBOOK, tmp_path/"nb.ipynb", wrong=True, n_image=3, data="dicom",
+                    out_dir=tmp_path/"out")
     assert not (tmp_path/"out").exists()
-    assert "unknown parameter 'n_image'; did you mean 'n_images'?" in err and "'dicom' is not one of 'phantom', 'nih', 'folder'" in err
+    assert "unknown parameter 'n_image'; did you mean 'n_images'?" in err
+    assert "'dicom' is not one of 'phantom', 'nih', 'folder'" in err
 
 
-# --- real images -----------------------------------------------------------------------------------------------
+# --- real images --------------------------------------------------------------------------------------------
 
 @pytest.mark.data("nih14-sample")
 def test_chestxray14_stays_chestxray14(folder, tmp_path):
     source = DATA/"nih14-sample"
     dataset = load_dataset("nih", source, n_images=20)
-    table = align_dataset(dataset, Aligner.load(folder/"aligner.safetensors"), tmp_path, source, (60, 48), progress=False)
+    table = align_dataset(dataset, Aligner.load(folder/"aligner.safetensors"), tmp_path, source,
+                          (60, 48), progress=False)
     assert table.status.eq("aligned").all() and table.image.tolist() == dataset.table.image.tolist()
     written = copy_labels(dataset, table, tmp_path, source)
-    assert {"train_val_list.txt", "test_list.txt"} <= set(written) and not (tmp_path/"BBox_List_2017.csv").exists()
+    assert {"train_val_list.txt", "test_list.txt"} <= set(written)
+    assert not (tmp_path/"BBox_List_2017.csv").exists()
     again = load_dataset("nih", tmp_path)
     kept = [c for c in dataset.table if c != "path"]
     assert again.table[kept].astype(str).values.tolist() == dataset.table[kept].astype(str).values.tolist()

@@ -1,4 +1,5 @@
-"""The classifier as people run it: every arm, interruptions, ChestMNIST, an aligned copy, experiments, and wrong parameters."""
+"""The classifier as people run it: every arm, interruptions, ChestMNIST, an aligned copy, experiments, and
+wrong parameters."""
 from unittest import mock
 
 import numpy as np
@@ -16,7 +17,8 @@ from cxr_stn.classifier.predictions import read_predictions
 from cxr_stn.classifier.training import ClassifierTraining, ClassifyParams, fit_classifier
 from cxr_stn.study.sweep import is_finished, planned_runs, sweep, SweepParams
 
-TINY = dict(n_images=90, input_size=32, batch_size=16, epochs=1, phantom_prevalence=6.0, classifier_weights="none",
+TINY = dict(n_images=90, input_size=32, batch_size=16, epochs=1, phantom_prevalence=6.0,
+            classifier_weights="none",
             stn_weights="none", stn_input_size=32, accelerator="cpu")
 
 
@@ -46,12 +48,16 @@ def affines_of(run): return pd.read_csv(run / "affines.csv").set_index("image")
 
 def test_papermill_runs_it_and_writes_all_that_is_promised(runs_dir):
     papermill("classify.ipynb", runs_dir / "out.ipynb", cwd=ROOT / "nbs", **TINY | dict(
-        arm="aligned", aligner=runs_dir / "aligner.safetensors", cache_dir=runs_dir / "cache", out_dir=runs_dir / "notebook"))
-    for name in ("log.csv", "params.yaml", "provenance.json", "arm.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        arm="aligned", aligner=runs_dir / "aligner.safetensors", cache_dir=runs_dir / "cache",
+        out_dir=runs_dir / "notebook"))
+    for name in ("log.csv", "params.yaml", "provenance.json", "arm.json", "checkpoints/best.ckpt",
+                 "checkpoints/last.ckpt"):
         assert (runs_dir / "notebook" / name).is_file(), name
     table, metadata = read_predictions(runs_dir / "notebook" / "predictions.parquet")
-    assert {"image", "patient", "split", "view", "sex", "age"} | {f"{w}_{f}" for w in ("label", "prob") for f in FINDINGS} == set(table)
-    assert set(table["split"]) == {"valid", "test"} and metadata["arm"] == "aligned" and len(metadata["aligner"]) == 64
+    given = {f"{w}_{f}" for w in ("label", "prob") for f in FINDINGS}
+    assert {"image", "patient", "split", "view", "sex", "age"} | given == set(table)
+    assert set(table["split"]) == {"valid", "test"} and metadata["arm"] == "aligned"
+    assert len(metadata["aligner"]) == 64
 
 
 def test_arms_differ_in_the_affines_alone(runs_dir, standard):
@@ -65,7 +71,8 @@ def test_arms_differ_in_the_affines_alone(runs_dir, standard):
     assert len({tuple(table["prob_Mass"]) for table, _ in read.values()}) == 5
     whole = affines_of(runs["standard"])
     assert (whole == [1, 0, 0, 0, 1, 0]).all(axis=None) and affines_of(runs["end_to_end"]).equals(whole)
-    assert affines_of(runs["center_crop"]).nunique().max() == 1 and affines_of(runs["aligned"])["m02"].nunique() > 20
+    assert affines_of(runs["center_crop"]).nunique().max() == 1
+    assert affines_of(runs["aligned"])["m02"].nunique() > 20
     assert np.isclose(read["center_crop"][1]["area"], min(1, read["aligned"][1]["area"]), atol=0.1)
     assert (runs["end_to_end"] / "learned_affines.csv").is_file()
 
@@ -76,7 +83,8 @@ def test_two_runs_write_the_same_bytes(runs_dir, standard):
         assert (again / name).read_bytes() == (standard / name).read_bytes(), name
     other = fit_classifier(params(runs_dir, "other", seed=1))
     a, b = (read_predictions(run / "predictions.parquet")[0] for run in (standard, other))
-    assert a["image"].equals(b["image"]) and not a["prob_Mass"].equals(b["prob_Mass"]), "a seed changes the training, not the images"
+    assert a["image"].equals(b["image"]) and not a["prob_Mass"].equals(b["prob_Mass"]), \
+        "a seed changes the training, not the images"
 
 
 @pytest.mark.parametrize("arm", ["standard", "end_to_end"])
@@ -88,7 +96,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(runs_dir, arm):
         if self.current_epoch == 1: raise RuntimeError("the power went out")
         start(self)
     broken = params(runs_dir, f"broken-{arm}", **given)
-    with mock.patch.object(ClassifierTraining, "on_train_epoch_start", break_off), pytest.raises(RuntimeError):
+    with mock.patch.object(ClassifierTraining, "on_train_epoch_start",
+                           break_off), pytest.raises(RuntimeError):
         fit_classifier(broken)
     assert (runs_dir / f"broken-{arm}" / "checkpoints" / "last.ckpt").exists()
     fit_classifier(broken)
@@ -114,11 +123,13 @@ def test_another_aligner_is_noticed(runs_dir):
 
 
 def test_an_aligned_copy(runs_dir):
-    papermill("nbs/align.ipynb", runs_dir / "align.ipynb", n_images=90, seed=0, checkpoint=runs_dir / "aligner.safetensors",
+    papermill("nbs/align.ipynb", runs_dir / "align.ipynb", n_images=90, seed=0,
+              checkpoint=runs_dir / "aligner.safetensors",
               out_dir=runs_dir / "copy", size="64x64")
     with pytest.raises(ValueError, match="labels differ"):
         fit_classifier(params(runs_dir, "copied", arm="aligned", aligned_dir=str(runs_dir / "copy")))
-    run = fit_classifier(params(runs_dir, "copied", arm="aligned", aligned_dir=str(runs_dir / "copy"), phantom_prevalence=1.0))
+    run = fit_classifier(params(runs_dir, "copied", arm="aligned", aligned_dir=str(runs_dir / "copy"),
+                                phantom_prevalence=1.0))
     assert (affines_of(run) == [1, 0, 0, 0, 1, 0]).all(axis=None)
     assert len(read_predictions(run / "predictions.parquet")[1]["aligner"]) == 64
 
@@ -139,8 +150,10 @@ def test_chestmnist_with_its_own_split(runs_dir, mnist, capsys):
     given = dict(data="chestmnist", data_dir=str(runs_dir / "mnist"), n_images=None, arm="aligned")
     run = fit_classifier(params(runs_dir, "mnist-run", **given))
     table, metadata = read_predictions(run / "predictions.parquet")
-    assert metadata["data"] == "ChestMNIST" and table["split"].value_counts().to_dict() == {"test": 24, "valid": 20}
-    assert (table.loc[table["split"] == "test", [f"label_{f}" for f in FINDINGS]].to_numpy() == mnist["test_labels"]).all()
+    assert metadata["data"] == "ChestMNIST"
+    assert table["split"].value_counts().to_dict() == {"test": 24, "valid": 20}
+    assert (table.loc[table["split"] == "test", [f"label_{f}" for f in FINDINGS]].to_numpy()
+            == mnist["test_labels"]).all()
     assert "The aligner was fitted on other images: phantom" in capsys.readouterr().out
 
 
@@ -148,7 +161,8 @@ def test_a_validation_set_without_findings(runs_dir, mnist, capsys):
     empty = mnist | dict(val_labels=np.zeros_like(mnist["val_labels"]))
     (runs_dir / "empty").mkdir()
     np.savez(runs_dir / "empty" / "chestmnist_64.npz", **empty)
-    run = fit_classifier(params(runs_dir, "empty-run", data="chestmnist", data_dir=str(runs_dir / "empty"), n_images=None))
+    run = fit_classifier(params(runs_dir, "empty-run", data="chestmnist", data_dir=str(runs_dir / "empty"),
+                                n_images=None))
     assert "0 of 14 findings; the checkpoint is chosen by validation loss" in capsys.readouterr().out
     log = pd.read_csv(run / "log.csv")
     assert "valid_auroc" not in log and (log["score"] == -log["valid_loss"]).all()
@@ -160,13 +174,15 @@ def execute(notebook, params, path):
 
 def test_an_experiment_does_what_is_missing(runs_dir):
     shared = TINY | dict(cache_dir=str(runs_dir / "cache"), n_images=80)
-    given = dict(experiment="pair", out_dir=str(runs_dir / "experiments"), arms=["standard", "oracle"], parameters=shared)
+    given = dict(experiment="pair", out_dir=str(runs_dir / "experiments"), arms=["standard", "oracle"],
+                 parameters=shared)
     assert sweep(SweepParams(**given, seeds=[0]), execute)["state"].tolist() == ["run now", "run now"]
     stamp = (runs_dir / "experiments/pair/standard-0/predictions.parquet").stat().st_mtime_ns
     (runs_dir / "experiments/pair/oracle-0/predictions.parquet").unlink()
     assert sweep(SweepParams(**given, seeds=[0]), execute)["state"].tolist() == ["finished before", "run now"]
     assert (runs_dir / "experiments/pair/standard-0/predictions.parquet").stat().st_mtime_ns == stamp
-    assert sorted(p.name for p in (runs_dir / "experiments/pair").glob("*.ipynb")) == ["oracle-0.ipynb", "standard-0.ipynb"]
+    assert sorted(p.name for p in (runs_dir / "experiments/pair").glob("*.ipynb")) == \
+        ["oracle-0.ipynb", "standard-0.ipynb"]
 
 
 @pytest.mark.parametrize("wrong, said", [
@@ -181,12 +197,14 @@ def test_an_experiment_does_what_is_missing(runs_dir):
     (dict(lr="fast"), "'lr': 'fast' is not a number"),
 ])
 def test_wrong_parameters_say_why(runs_dir, wrong, said):
-    with pytest.raises((ValueError, FileNotFoundError)) as error: fit_classifier(params(runs_dir, "wrong", **wrong))
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        fit_classifier(params(runs_dir, "wrong", **wrong))
     assert said in str(error.value)
     assert not (runs_dir / "wrong" / "predictions.parquet").exists()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "params").glob("classify_*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "params").glob("classify_*.yaml")),
+                         ids=lambda p: p.name)
 def test_parameter_sets_are_valid(path):
     assert ClassifyParams(**yaml.safe_load(path.read_text())).data in path.name.replace("classify_", "")
 
@@ -196,7 +214,8 @@ EXPERIMENTS = sorted((ROOT / "nbs" / "params" / "experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
 def test_the_experiments_can_be_planned(path):
-    "Every parameter set of an experiment is valid, is named after its file, and has a reference and several seeds"
+    """Every parameter set of an experiment is valid, is named after its file, and has a reference and several
+    seeds"""
     plan = SweepParams(**yaml.safe_load(path.read_text()))
     assert plan.experiment == path.stem and "standard" in plan.arms and len(plan.seeds) >= 3
     runs = planned_runs(plan)
@@ -209,5 +228,7 @@ def test_fewer_training_images_leave_the_test_images_alone(runs_dir, standard):
     fewer = fit_classifier(params(runs_dir, "fewer", n_train=32))
     table, metadata = read_predictions(fewer / "predictions.parquet")
     whole, all_metadata = read_predictions(standard / "predictions.parquet")
-    assert metadata["n_train"] == 32 < all_metadata["n_train"] and list(table["image"]) == list(whole["image"])
-    with pytest.raises(ValueError, match="n_train is 5000"): fit_classifier(params(runs_dir, "more", n_train=5000))
+    assert metadata["n_train"] == 32 < all_metadata["n_train"]
+    assert list(table["image"]) == list(whole["image"])
+    with pytest.raises(ValueError, match="n_train is 5000"):
+        fit_classifier(params(runs_dir, "more", n_train=5000))

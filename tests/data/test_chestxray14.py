@@ -18,7 +18,8 @@ real = pytest.mark.data("nih14-sample")
 NEW = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
        "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")
 OLD = NEW + ","
-ROWS = ["1_0.png,Cardiomegaly,0,1,57,M,PA,2682,2749,0.143,0.143", "1_1.png,No Finding,1,1,58,M,PA,2894,2729,0.143,0.143",
+ROWS = ["1_0.png,Cardiomegaly,0,1,57,M,PA,2682,2749,0.143,0.143",
+        "1_1.png,No Finding,1,1,58,M,PA,2894,2729,0.143,0.143",
         "2_0.png,Mass|Nodule,0,2,80,F,AP,2500,2048,0.171,0.171"]
 
 
@@ -39,7 +40,8 @@ def dataset(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("header, tail", [(NEW, ""), (OLD, ","), (OLD, ""), (NEW, ","), (NEW.replace("Gender", "Sex"), "")])
+@pytest.mark.parametrize("header, tail", [(NEW, ""), (OLD, ","), (OLD, ""), (NEW, ","),
+                                          (NEW.replace("Gender", "Sex"), "")])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_both_releases_in_every_dress(tmp_path, header, tail, end, mark):
@@ -48,10 +50,12 @@ def test_both_releases_in_every_dress(tmp_path, header, tail, end, mark):
     assert table["patient"].tolist() == [1, 1, 2] and table["age"].tolist() == [57, 58, 80]
     assert table["width"].tolist() == [2682, 2894, 2500] and table["height"].tolist() == [2749, 2729, 2048]
     assert np.allclose(table["spacing_y"], [0.143, 0.143, 0.171])
-    assert table[list(FINDINGS)].to_numpy().sum() == 3 and set(table[list(FINDINGS)].dtypes) == {np.dtype(np.uint8)}
+    assert table[list(FINDINGS)].to_numpy().sum() == 3
+    assert set(table[list(FINDINGS)].dtypes) == {np.dtype(np.uint8)}
 
 
-@pytest.mark.parametrize("text, age", [("414", None), ("058Y", 58), ("011M", 0), ("013D", 0), ("0", 0), ("120", 120), ("121", None),
+@pytest.mark.parametrize("text, age", [("414", None), ("058Y", 58), ("011M", 0), ("013D", 0), ("0", 0),
+                                       ("120", 120), ("121", None),
                                        ("", None), (" 44 ", 44), ("44.0", 44), ("024m", 2)])
 def test_ages(tmp_path, text, age):
     counts = {}
@@ -61,14 +65,16 @@ def test_ages(tmp_path, text, age):
 
 
 def test_spaces_blank_lines_and_quotes_are_harmless(tmp_path):
-    rows = [ROWS[0].replace("Cardiomegaly", " Cardiomegaly | Effusion "), "", ",,,", '"1_1.png","No Finding",1,1,58,M,PA,1,1,1,1']
+    rows = [ROWS[0].replace("Cardiomegaly", " Cardiomegaly | Effusion "), "", ",,,",
+            '"1_1.png","No Finding",1,1,58,M,PA,1,1,1,1']
     table = read_metadata(write(tmp_path / "a.csv", rows=rows))
     assert table[list(FINDINGS)].sum(axis=1).tolist() == [2, 0]
 
 
 def test_row_numbers_count_blank_lines(tmp_path):
     with pytest.raises(MetadataError, match="row 5"):
-        read_metadata(write(tmp_path / "a.csv", rows=[ROWS[0], "", "", ROWS[1].replace("No Finding", "Msas")]))
+        read_metadata(write(tmp_path / "a.csv",
+                            rows=[ROWS[0], "", "", ROWS[1].replace("No Finding", "Msas")]))
 
 
 def test_optional_columns_may_be_missing(tmp_path):
@@ -97,7 +103,8 @@ def test_boxes_and_lists(tmp_path):
     (tmp_path / "b.csv").write_text(header + "a.png,Infiltrate,1.5,2,3,4,,,\r\nb.png,Mass,0,0,1,1\n")
     boxes = read_boxes(tmp_path / "b.csv")
     assert boxes["finding"].tolist() == ["Infiltration", "Mass"] and boxes["x"].tolist() == [1.5, 0]
-    for bad in ("a.png,Mass,1,2,3,-4", "a.png,Mass,1,2,3,wide", "a.png,Masss,1,2,3,4", "a.png,No Finding,1,2,3,4",
+    for bad in ("a.png,Mass,1,2,3,-4", "a.png,Mass,1,2,3,wide", "a.png,Masss,1,2,3,4",
+                "a.png,No Finding,1,2,3,4",
                 "../a.png,Mass,1,2,3,4", "a.png,Mass,,2,3,4"):
         (tmp_path / "b.csv").write_text(header + bad)
         with pytest.raises(MetadataError, match="row 2"): read_boxes(tmp_path / "b.csv")
@@ -151,14 +158,16 @@ def test_wrong_folders_are_named(dataset, tmp_path):
 
 def test_shared_patients_are_found_in_any_table():
     table = pd.DataFrame({"image": ["a", "b"], "patient": [5, 5], "split": ["valid", "train"]})
-    with pytest.raises(MetadataError, match="patient 5 is in two splits .'a' in valid, 'b' in train."): check_patients(table)
+    with pytest.raises(MetadataError, match="patient 5 is in two splits .'a' in valid, 'b' in train."):
+        check_patients(table)
 
 
 @pytest.fixture(scope="module")
 def official():
     sample = Path(DATA, "nih14-sample")
     table = read_metadata(sample / "Data_Entry_2017_v2020.csv")
-    table["split"] = split_by_patient(table, read_list(sample / "train_val_list.txt"), read_list(sample / "test_list.txt"))
+    table["split"] = split_by_patient(table, read_list(sample / "train_val_list.txt"),
+                                      read_list(sample / "test_list.txt"))
     return table
 
 

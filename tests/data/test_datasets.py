@@ -1,4 +1,5 @@
-"""Images from every source behind one interface, and the built cache: interrupted, doubled, damaged, full disk."""
+"""Images from every source behind one interface, and the built cache: interrupted, doubled, damaged, full
+disk."""
 import errno
 import json
 import multiprocessing
@@ -45,7 +46,8 @@ def test_a_image_replaced_by_one_of_the_same_size_is_noticed(folder, tmp_path):
         assert cv2.imwrite(str(path), random_image(seed))
         os.utime(path, (seed, seed))
         dataset = load_folder(folder)
-        assert (build_cache(dataset, 32, tmp_path / "cache").images[0] == preprocess_image(dataset, 0, 32)).all()
+        assert (build_cache(dataset, 32,
+                            tmp_path / "cache").images[0] == preprocess_image(dataset, 0, 32)).all()
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
@@ -62,7 +64,8 @@ def test_damage_is_noticed(folder, tmp_path):
     whole = build_cache(dataset, 32, tmp_path).images.copy()
     file = cache_folder(dataset, 32, tmp_path) / "images.u8"
     with open(file, "r+b") as out: out.seek(5000), out.write(b"\xaa\xbb\xcc")
-    assert open_cache(dataset, 32, file.parent) is not None and open_cache(dataset, 32, file.parent, verify=True) is None
+    assert open_cache(dataset, 32, file.parent) is not None
+    assert open_cache(dataset, 32, file.parent, verify=True) is None
     assert (build_cache(dataset, 32, tmp_path, verify=True).images == whole).all()
     os.truncate(file, 100)
     assert (build_cache(dataset, 32, tmp_path).images == whole).all()
@@ -80,11 +83,13 @@ def test_a_full_disk_is_an_error_and_the_rest_is_resumed(folder, tmp_path, monke
         return write(*values)
     with monkey.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match="cannot write .*images.u8: No space left"): build_cache(dataset, 32, tmp_path)
+        with pytest.raises(OSError, match="cannot write .*images.u8: No space left"):
+            build_cache(dataset, 32, tmp_path)
     built_in = cache_folder(dataset, 32, tmp_path)
     assert open_cache(dataset, 32, built_in) is None and len(list(built_in.glob("block_*.json"))) == 1
     made = []
-    monkeypatch.setattr(cxr_stn.data.cache, "preprocess_image", lambda f, i, s: made.append(i) or preprocess_image(f, i, s))
+    monkeypatch.setattr(cxr_stn.data.cache, "preprocess_image", lambda f, i, s: made.append(i)
+                        or preprocess_image(f, i, s))
     built = build_cache(dataset, 32, tmp_path)
     assert sorted(made) == list(range(4, 10))
     assert all((built.images[i] == preprocess_image(dataset, i, 32)).all() for i in range(10))
@@ -118,7 +123,8 @@ def test_a_killed_build_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     assert open_cache(dataset, 32, built_in) is None
     done = len(list(built_in.glob("block_*.json")))
     made = []
-    monkeypatch.setattr(cxr_stn.data.cache, "preprocess_image", lambda f, i, s: made.append(i) or preprocess_image(f, i, s))
+    monkeypatch.setattr(cxr_stn.data.cache, "preprocess_image", lambda f, i, s: made.append(i)
+                        or preprocess_image(f, i, s))
     built = build_cache(dataset, 32, cache)
     assert sorted(made) == list(range(min(4 * done, 10), 10))
     assert all((built.images[i] == preprocess_image(dataset, i, 32)).all() for i in range(10))
@@ -143,7 +149,8 @@ def test_a_block_that_never_reached_the_disk_is_made_again(folder, tmp_path, mon
     monkeypatch.setattr(cxr_stn.data.cache, "BLOCK", 4)
     dataset = load_folder(folder)
     built_in = cache_folder(dataset, 32, tmp_path)
-    with cxr_stn.data.cache.open_cache_file(dataset, 32, built_in) as file: cxr_stn.data.cache.build_blocks(dataset, 32, file, built_in)
+    with cxr_stn.data.cache.open_cache_file(dataset, 32, built_in) as file:
+        cxr_stn.data.cache.build_blocks(dataset, 32, file, built_in)
     with open(built_in / "images.u8", "r+b") as out: out.seek(4 * 32 * 32), out.write(bytes(32 * 32))
     built = build_cache(dataset, 32, tmp_path)
     assert all((built.images[i] == preprocess_image(dataset, i, 32)).all() for i in range(10))
@@ -151,7 +158,8 @@ def test_a_block_that_never_reached_the_disk_is_made_again(folder, tmp_path, mon
 
 def test_processes_draw_the_same_phantoms(tmp_path):
     dataset = load_dataset("phantom", n_images=12, size=64, seed=4)
-    alone, shared = build_cache(dataset, 64, tmp_path / "one"), build_cache(dataset, 64, tmp_path / "two", workers=2)
+    alone = build_cache(dataset, 64, tmp_path / "one")
+    shared = build_cache(dataset, 64, tmp_path / "two", workers=2)
     assert (alone.images == shared.images).all() and alone.images.std() > 10
 
 
@@ -186,11 +194,13 @@ def test_phantom_options_and_seed_change_the_images():
 
 
 def test_folder_splits_by_patient_and_seed(folder):
-    (folder / "index.csv").write_text("file,patient,Mass\n" + "".join(f"{k}.png,P{k // 3},1\n" for k in range(8)))
+    rows = "".join(f"{k}.png,P{k // 3},1\n" for k in range(8))
+    (folder / "index.csv").write_text("file,patient,Mass\n" + rows)
     dataset = load_dataset("folder", folder, seed=1, test_fraction=0.4)
     assert dataset.counts == {"images": 8, "patients": 3, "files without a row": 2, "rows without a file": 0}
     assert dataset.table.groupby("patient")["split"].nunique().max() == 1 and dataset.table["Mass"].sum() == 8
-    assert load_dataset("folder", folder, seed=1, test_fraction=0.4).manifest_hash() == dataset.manifest_hash()
+    assert load_dataset("folder", folder, seed=1, test_fraction=0.4).manifest_hash() == \
+        dataset.manifest_hash()
 
 
 def test_no_split_holds_a_patient_twice_whatever_made_the_table(folder):
@@ -205,7 +215,8 @@ def test_n_images_draws_by_seed(folder):
 
 def test_index_json_is_written_last(folder, tmp_path, monkeypatch):
     dataset, order, write = load_folder(folder), [], cxr_stn.data.cache.atomic_write
-    monkeypatch.setattr(cxr_stn.data.cache, "atomic_write", lambda path, data: order.append(Path(path).name) or write(path, data))
+    monkeypatch.setattr(cxr_stn.data.cache, "atomic_write", lambda path, data: order.append(Path(path).name)
+                        or write(path, data))
     build_cache(dataset, 32, tmp_path)
     assert order[-1] == "index.json"
     assert len(json.loads((cache_folder(dataset, 32, tmp_path) / "index.json").read_text())["checksums"]) == 1
@@ -224,5 +235,7 @@ def test_real_images_prepare(tmp_path):
 @real
 def test_lungmask_images_have_masks_of_their_size():
     dataset = load_masked(Path(DATA, "lungmask-dev"))
-    assert len(dataset) == 121 and dataset.table["patient"].nunique() == 79 and set(dataset.table["split"]) == {"test"}
-    for i in range(0, 121, 10): assert dataset.mask(i).shape == dataset.read(i).shape and 0.02 < dataset.mask(i).mean() < 0.9
+    assert len(dataset) == 121 and dataset.table["patient"].nunique() == 79
+    assert set(dataset.table["split"]) == {"test"}
+    for i in range(0, 121, 10):
+        assert dataset.mask(i).shape == dataset.read(i).shape and 0.02 < dataset.mask(i).mean() < 0.9

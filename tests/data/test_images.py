@@ -1,4 +1,5 @@
-"""Image files as they come: broken ones are refused with path and reason, whole ones read the same from any format."""
+"""Image files as they come: broken ones are refused with path and reason, whole ones read the same from any
+format."""
 import os
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def test_unit_ignores_burnt_in_letters(pixels):
     assert np.abs(to_unit(marked)[5:] - to_unit(pixels // 2)[5:]).max() < 0.02
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (500, 3), (97, 301), (224, 224), (1024, 1024), (3000, 2000)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (500, 3), (97, 301), (224, 224), (1024, 1024),
+                                   (3000, 2000)])
 @pytest.mark.parametrize("size", [1, 32, 224])
 def test_letterbox_matrix_maps_the_corners_of_the_image(shape, size):
     left, top, w, h = letterbox_box(shape, size)

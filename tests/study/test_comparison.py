@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from cxr_stn.data.chestxray14 import FINDINGS
 from cxr_stn.classifier.predictions import PredictionError, read_predictions, write_predictions
 from cxr_stn.study.comparison import (class_table, CompareParams, find_runs, load_study, make_study,
-                                      simulate_runs, subgroup_table, threshold_table)
+                                      subgroup_table, threshold_table)
 from cxr_stn.study.report import printed_classes, verdict
+from cxr_stn.study.simulation import simulate_runs
 
 
 
@@ -21,7 +22,8 @@ def runs(tmp_path_factory):
     "Prediction files of two arms and two seeds, said to be made from the phantom"
     folder = tmp_path_factory.mktemp("runs")
     for arm, _, table, metadata in simulate_runs(n_images=800, seed=3):
-        write_predictions(folder / f"{arm}-{metadata['seed']}" / "predictions.parquet", table, metadata | dict(data="phantom"))
+        write_predictions(folder / f"{arm}-{metadata['seed']}" / "predictions.parquet", table,
+                          metadata | dict(data="phantom"))
     return folder
 
 
@@ -30,22 +32,28 @@ def arms(runs): return [f"standard={runs}/standard-*", f"aligned={runs}/aligned-
 
 def test_two_runs_of_the_notebook_write_the_same_bytes(runs, tmp_path):
     for again in ("one", "two"):
-        papermill("nbs/compare.ipynb", tmp_path / f"{again}.ipynb", arms=", ".join(arms(runs)), bootstrap=20, out_dir=tmp_path / again)
+        papermill("nbs/compare.ipynb", tmp_path / f"{again}.ipynb", arms=", ".join(arms(runs)),
+                  bootstrap=20, out_dir=tmp_path / again)
     names = {p.name for p in (tmp_path / "one").iterdir()}
-    for stem in ("classes", "subgroups", "measures", "thresholds", "reliability", "bootstrap"): assert f"{stem}.csv" in names
-    for stem in ("forest", "roc", "precision_recall", "reliability"): assert {f"{stem}.png", f"{stem}.svg"} <= names
+    for stem in ("classes", "subgroups", "measures", "thresholds", "reliability", "bootstrap"):
+        assert f"{stem}.csv" in names
+    for stem in ("forest", "roc", "precision_recall", "reliability"):
+        assert {f"{stem}.png", f"{stem}.svg"} <= names
     for stem in ("classes_aligned", "subgroups_aligned"): assert {f"{stem}.md", f"{stem}.tex"} <= names
     same = [n for n in names if n.endswith((".csv", ".md", ".tex", ".svg", ".png"))]
-    for name in same: assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    for name in same:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     table = pd.read_csv(tmp_path / "one" / "classes.csv")
     areas = []
     for path in sorted(runs.glob("aligned-*/predictions.parquet")):
         test = pq.read_table(path).to_pandas().query("split == 'test'")
         areas.append(roc_auc_score(test["label_Infiltration"], test["prob_Infiltration"]))
-    assert table.set_index("finding").loc["Infiltration", "auroc_b"] == pytest.approx(np.mean(areas), abs=1e-9)
+    assert table.set_index("finding").loc["Infiltration", "auroc_b"] == \
+        pytest.approx(np.mean(areas), abs=1e-9)
     said = (tmp_path / "one" / "verdict.md").read_text()
     assert "aligned" in said and "SIMULATED" not in said
-    assert json.loads((tmp_path / "one" / "provenance.json").read_text())["manifest_hash"] == load(runs).digest()
+    assert json.loads((tmp_path / "one" / "provenance.json").read_text())["manifest_hash"] == \
+        load(runs).digest()
 
 
 @pytest.mark.parametrize("wrong, said", [
@@ -67,7 +75,8 @@ def test_files_are_found_by_folder_by_file_and_by_pattern(runs):
 
 
 def test_an_arm_may_be_renamed(runs):
-    study = load_study(CompareParams(arms={"ours": f"{runs}/aligned*", "theirs": f"{runs}/standard*"}, comparator="theirs"))
+    study = load_study(CompareParams(arms={"ours": f"{runs}/aligned*", "theirs": f"{runs}/standard*"},
+                                     comparator="theirs"))
     assert (study.comparator, study.others) == ("theirs", ["ours"])
     assert np.array_equal(study.scores["ours"], load(runs).scores["aligned"])
 
@@ -91,7 +100,8 @@ def spoil(runs, tmp_path, column, row, value):
     ("label_Edema", 3, "3 is neither 0, 1 nor empty"), ("split", "Test", "'Test' is not one of"),
     ("view", "LL", "'LL' is not one of"), ("age", 411, "411.0 is not an age|411 is not an age")])
 def test_a_spoilt_file_is_named_with_column_and_row(runs, tmp_path, column, value, said):
-    with pytest.raises(PredictionError, match=said) as error: read_predictions(spoil(runs, tmp_path, column, 17, value))
+    with pytest.raises(PredictionError, match=said) as error:
+        read_predictions(spoil(runs, tmp_path, column, 17, value))
     for part in ("predictions.parquet", repr(column), "row 17"): assert part in str(error.value)
 
 
@@ -100,7 +110,8 @@ def test_files_that_do_not_belong_together(runs, tmp_path):
     row = table.index[table["split"] == "test"][5]
     other = table.copy()
     other.loc[row, "label_Mass"] = 1 - other.loc[row, "label_Mass"]
-    for wrong, said in ((other, f"row {row} .*in .*standard-0"), (table.drop(index=row), "not the same images")):
+    for wrong, said in ((other, f"row {row} .*in .*standard-0"),
+                        (table.drop(index=row), "not the same images")):
         path = write_predictions(tmp_path / "predictions.parquet", wrong, metadata)
         with pytest.raises(PredictionError, match=said):
             load_study(CompareParams(arms={"standard": f"{runs}/standard-0", "aligned": str(path)}))
@@ -110,7 +121,8 @@ def test_files_that_do_not_belong_together(runs, tmp_path):
 
 def test_three_arms_are_each_compared_with_the_reference():
     runs = simulate_runs(n_images=600, seeds=1)
-    third = [("cropped", "simulated cropped", table, metadata) for arm, _, table, metadata in runs if arm == "aligned"]
+    third = [("cropped", "simulated cropped", table, metadata) for arm, _, table, metadata in runs
+             if arm == "aligned"]
     study = make_study(runs + third)
     table = class_table(study)
     assert study.others == ["aligned", "cropped"] and len(table) == 2 * 15
@@ -126,7 +138,8 @@ def test_labels_and_groups_that_nobody_knows():
         runs.append((arm, path, table[table["split"] == "test"], metadata))
     study = make_study(runs)
     table = class_table(study).set_index("finding")
-    assert table.loc["Hernia", "note"] == "not estimable" and "of 14 findings" in table.loc["macro mean", "note"]
+    assert table.loc["Hernia", "note"] == "not estimable"
+    assert "of 14 findings" in table.loc["macro mean", "note"]
     assert len(subgroup_table(study)) == 0 and len(threshold_table(study)) == 0
     printed = printed_classes(class_table(study), "aligned")
     assert printed.iloc[-1]["p"] == "n.e." and len(printed) == 15

@@ -1,4 +1,5 @@
-"""Several processes: torchrun and Lightning's ddp on two CPU processes train as one process does with twice the batch."""
+"""Several processes: torchrun and Lightning's ddp on two CPU processes train as one process does with twice
+the batch."""
 import json
 import os
 import subprocess
@@ -17,15 +18,19 @@ from cxr_stn.runs import Run
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cxr_stn.train"]
 ALONE = ["-m", "cxr_stn.train"]
 # Batch norm sees the images of its own device only, which is why it is frozen where curves are compared.
-ALIGNER = dict(n_images=91, n_phantoms=60, input_size=64, frame_height=60, frame_width=48, epochs=2, batch_norm="frozen",
-               pixel_weight=1.0, perceptual_weight=1.0, update_canonical=1, valid_fraction=0.2, accelerator="cpu")
-CLASSIFIER = dict(n_images=150, input_size=32, epochs=2, phantom_prevalence=6.0, batch_norm="frozen", accelerator="cpu",
+ALIGNER = dict(n_images=91, n_phantoms=60, input_size=64, frame_height=60, frame_width=48, epochs=2,
+               batch_norm="frozen",
+               pixel_weight=1.0, perceptual_weight=1.0, update_canonical=1, valid_fraction=0.2,
+               accelerator="cpu")
+CLASSIFIER = dict(n_images=150, input_size=32, epochs=2, phantom_prevalence=6.0, batch_norm="frozen",
+                  accelerator="cpu",
                   valid_fraction=0.2)
 
 
 def train(program, what, folder, name, given):
     given = dict(given, out_dir=folder / name, cache_dir=folder / "cache")
-    done = subprocess.run([sys.executable, *program, what, *[w for n, v in given.items() for w in ("-p", n, str(v))]],
+    done = subprocess.run([sys.executable, *program, what,
+                           *[w for n, v in given.items() for w in ("-p", n, str(v))]],
                           cwd=ROOT, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return folder / name, done.stdout
@@ -78,9 +83,12 @@ def test_every_image_of_an_odd_set_counts_once(classifiers):
     for run, _ in classifiers:
         table, metadata = read_predictions(run / "predictions.parquet")
         valid = table[table["split"] == "valid"]
-        assert len(valid) % 2 == 1 and valid["image"].is_unique, "the set must be odd for this to show anything"
-        probs, labels = (valid[[f"{what}_{name}" for name in FINDINGS]].to_numpy() for what in ("prob", "label"))
-        assert macro_auroc(probs, labels) == pytest.approx(pd.read_csv(run / "log.csv")["valid_auroc"].max(), abs=1e-5)
+        assert len(valid) % 2 == 1 and valid["image"].is_unique, \
+            "the set must be odd for this to show anything"
+        probs, labels = (valid[[f"{what}_{name}" for name in FINDINGS]].to_numpy()
+                         for what in ("prob", "label"))
+        assert macro_auroc(probs, labels) == \
+            pytest.approx(pd.read_csv(run / "log.csv")["valid_auroc"].max(), abs=1e-5)
 
 
 @pytest.mark.slow
@@ -107,7 +115,8 @@ def test_a_finished_run_is_finished_for_both(aligners):
 def test_ddp_without_torchrun_is_the_same(aligners):
     "Lightning starts the second process itself; the first has locked the folder by then"
     run, _ = aligners[1]
-    other, said = train(ALONE, "aligner", run.parent, "ddp", ALIGNER | dict(batch_size=8, devices=2, strategy="ddp"))
+    other, said = train(ALONE, "aligner", run.parent, "ddp",
+                        ALIGNER | dict(batch_size=8, devices=2, strategy="ddp"))
     assert (other / "log.csv").read_bytes() == (run / "log.csv").read_bytes()
     assert said.count("epoch 1/2") == 1 and not list(other.glob(".*"))
 
@@ -131,14 +140,16 @@ def test_what_fails_in_the_first_process_ends_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_notebook_forks(tmp_path):
-    given = ALIGNER | dict(n_images=60, epochs=1, batch_size=8, devices=2, out_dir=tmp_path / "run", cache_dir=tmp_path / "cache",
+    given = ALIGNER | dict(n_images=60, epochs=1, batch_size=8, devices=2, out_dir=tmp_path / "run",
+                           cache_dir=tmp_path / "cache",
                            perceptual_weight=0, backbone_weights="none", loss_network_weights="none")
     papermill("nbs/train.ipynb", tmp_path / "out.ipynb", **given)
     assert (tmp_path / "run/aligner.safetensors").is_file()
 
 
 def test_a_wrong_count_is_said_once_and_at_once(tmp_path):
-    done = subprocess.run([sys.executable, *TORCHRUN, "-p", "devices", "3", "-p", "out_dir", str(tmp_path / "run")],
+    done = subprocess.run([sys.executable, *TORCHRUN, "-p", "devices", "3", "-p", "out_dir",
+                           str(tmp_path / "run")],
                           cwd=ROOT, text=True, capture_output=True, timeout=300)
     assert done.returncode != 0 and done.stderr.count("'devices': 3, but 2 were started") == 1
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,9 @@
-"""What is on the disk after kill -9 at any moment, on a full disk, in a read-only folder, and with two runs in one folder.
+"""What is on the disk after kill -9 at any moment, on a full disk, in a read-only folder, and with two runs
+in one folder.
 
-Every fault is real and happens to a process of its own. The moments of the kills are drawn from a seed, as shares of the
-time that an unbroken run takes. Whatever has a file's proper name must be whole: equal to the file of the unbroken run.
+Every fault is real and happens to a process of its own. The moments of the kills are drawn from a seed, as
+shares of the time that an unbroken run takes. Whatever has a file's proper name must be whole: equal to the
+file of the unbroken run.
 """
 import shutil
 import signal
@@ -60,7 +62,8 @@ PREDICTIONS = BEGIN + """
 import numpy as np, pandas as pd
 from cxr_stn.classifier.predictions import write_predictions
 n, rng = 3000, np.random.default_rng(0)
-table = pd.DataFrame(dict(image=[f"{k}.png" for k in range(n)], patient=np.arange(n), split="test", view="PA", sex="F", age=50.0,
+table = pd.DataFrame(dict(image=[f"{k}.png" for k in range(n)], patient=np.arange(n),
+                          split="test", view="PA", sex="F", age=50.0,
                           label_Mass=rng.integers(0, 2, n), prob_Mass=rng.random(n)))
 """ + READY + """
 out.mkdir(exist_ok=True)
@@ -70,14 +73,16 @@ TRAINING = BEGIN + """
 from cxr_stn.aligner.data import TrainParams
 from cxr_stn.aligner.training import fit_aligner
 """ + READY + """
-fit_aligner(TrainParams(n_images=60, n_phantoms=40, input_size=64, frame_height=60, frame_width=48, batch_size=8, epochs=4,
-                        accelerator="cpu", out_dir=str(out), cache_dir=str(target/"cache"), weight_decay=int((sys.argv + [0])[4]) / 100))
+fit_aligner(TrainParams(n_images=60, n_phantoms=40, input_size=64, frame_height=60, frame_width=48,
+                        batch_size=8, epochs=4, accelerator="cpu", out_dir=str(out),
+                        cache_dir=str(target/"cache"), weight_decay=int((sys.argv + [0])[4]) / 100))
 """
 CLASSIFYING = BEGIN + """
 from cxr_stn.classifier.training import ClassifyParams, fit_classifier
 """ + READY + """
-fit_classifier(ClassifyParams(n_images=90, input_size=32, batch_size=16, epochs=4, phantom_prevalence=6.0, classifier_weights="none",
-                              accelerator="cpu", out_dir=str(out), cache_dir=str(target/"cache"), weight_decay=int((sys.argv + [0])[4]) / 100))
+fit_classifier(ClassifyParams(n_images=90, input_size=32, batch_size=16, epochs=4, phantom_prevalence=6.0,
+                              classifier_weights="none", accelerator="cpu", out_dir=str(out),
+                              cache_dir=str(target/"cache"), weight_decay=int((sys.argv + [0])[4]) / 100))
 """
 
 
@@ -95,7 +100,8 @@ def files(folder):
     "Name and content of all files but hidden ones, and those that say when and how a run was started"
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
     told = {"provenance.json", "params.yaml", "records.jsonl"}
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths if p.name not in told and not p.name.startswith(".")}
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths if p.name not in told
+            and not p.name.startswith(".")}
 
 
 def run(program, *words):
@@ -118,7 +124,7 @@ def kill(program, *words, after):
     return process.returncode == -signal.SIGKILL
 
 
-# --- kill -9 ---------------------------------------------------------------------------------------------------------------
+# --- kill -9 ------------------------------------------------------------------------------------------------
 
 def check_alignment(out, whole):
     for name, content in files(out).items(): assert content == whole[name], f"{name} is not whole"
@@ -130,10 +136,12 @@ def check_cache(out, whole):
     for index in out.glob("*/index.json"):
         assert f"{index.parent.name}/index.json" in whole
         cache = open_cache(dataset, 32, index.parent, verify=True)
-        assert cache is not None and (index.parent/"kept.u8").read_bytes() == whole[f"{index.parent.name}/kept.u8"]
+        assert cache is not None
+        assert (index.parent/"kept.u8").read_bytes() == whole[f"{index.parent.name}/kept.u8"]
 
 
-@pytest.mark.parametrize("name, seed", [("cache", 0), *(pytest.param(name, seed, marks=pytest.mark.slow) for name, seed in
+@pytest.mark.parametrize("name, seed",
+                         [("cache", 0), *(pytest.param(name, seed, marks=pytest.mark.slow) for name, seed in
                                                      [("cache", 1), ("alignment", 0), ("alignment", 1)])])
 def test_killed_at_random_moments(target, monkeypatch, name, seed):
     monkeypatch.setattr(cxr_stn.data.cache, "BLOCK", 4)
@@ -191,11 +199,13 @@ def same_networks(a, b):
 def test_killed_training_ends_where_the_unbroken_one_does(tmp_path, program):
     seconds, _ = run(program, tmp_path, tmp_path/"whole", 0)
     whole, out = files(tmp_path/"whole"), tmp_path/"broken"
-    result = {"aligner.safetensors", "log.csv"} if program is TRAINING else {"predictions.parquet", "log.csv", "affines.csv"}
+    result = {"aligner.safetensors", "log.csv"} if program is TRAINING \
+        else {"predictions.parquet", "log.csv", "affines.csv"}
     for share in np.random.default_rng(3).uniform(.2, .9, 3):
         assert kill(program, tmp_path, out, 0, after=share * seconds) or files(out).keys() >= result
         last = out/"checkpoints"/"last.ckpt"
-        if last.exists(): assert torch.load(last, weights_only=True)["state_dict"], "a checkpoint is whole or not there"
+        if last.exists():
+            assert torch.load(last, weights_only=True)["state_dict"], "a checkpoint is whole or not there"
     run(program, tmp_path, out, 0)
     assert {name: files(out)[name] for name in result} == {name: whole[name] for name in result}
     assert program is CLASSIFYING or same_networks(out, tmp_path/"whole")
@@ -213,7 +223,7 @@ def test_killed_training_goes_on_and_does_not_begin_anew(tmp_path):
     assert "epoch 1/4" not in said and "epoch 4/4" in said
 
 
-# --- full disks and read-only folders ----------------------------------------------------------------------------------------
+# --- full disks and read-only folders -----------------------------------------------------------------------
 
 LIMITED = """
 import resource, signal
@@ -229,14 +239,17 @@ NAMES = {"alignment": ALIGNMENT, "cache": CACHE, "predictions": PREDICTIONS, "tr
          "classifying": CLASSIFYING}
 LONG = {"alignment", "training", "classifying"} # they take seconds to start
 BY_NAME = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in NAMES]
-NEWER = {"training": ["1"], "classifying": ["1"]} # another weight decay: the earlier run does not count, its images do
+# another weight decay: the earlier run does not count, its images do
+NEWER = {"training": ["1"], "classifying": ["1"]}
 
 
 def earlier(name, target, tmp_path):
     "A folder with what the program has written there before, and a target where it has more to do now"
     run(NAMES[name], target, tmp_path/"out", 0)
-    shutil.copytree(target, tmp_path/"place", ignore=shutil.ignore_patterns("whole*", "broken*"), dirs_exist_ok=True)
-    for k in range(30, 40): write_png(tmp_path/"place"/"images"/"ward 2"/f"{k}.png", random_image(k, (70, 60)))
+    shutil.copytree(target, tmp_path/"place", ignore=shutil.ignore_patterns("whole*", "broken*"),
+                    dirs_exist_ok=True)
+    for k in range(30, 40):
+        write_png(tmp_path/"place"/"images"/"ward 2"/f"{k}.png", random_image(k, (70, 60)))
     return tmp_path/"place", tmp_path/"out"
 
 
@@ -257,7 +270,8 @@ def test_full_disk_at_the_start(target, tmp_path, name):
     more, out = earlier(name, target, tmp_path)
     before = files(out)
     limited = NAMES[name].replace(READY, READY + LIMITED)
-    refused(python(limited, more, out, 0, *NEWER.get(name, [])), out, before, "cannot write", "File too large")
+    refused(python(limited, more, out, 0, *NEWER.get(name, [])), out, before, "cannot write",
+            "File too large")
     run(NAMES[name], more, out, 0, *NEWER.get(name, []))
     run(NAMES[name], more, tmp_path/"whole", 0, *NEWER.get(name, []))
     for file, content in files(tmp_path/"whole").items():
@@ -279,34 +293,41 @@ def test_read_only_folder(target, tmp_path, name):
         for folder in folders: folder.chmod(0o755)
 
 
-SMALL_DISK = 'mount -t tmpfs -o size="$0" none "$1" || exit 77; "${@:3}"; code=$?; cp -a "$1/." "$2/"; exit $code'
+SMALL_DISK = ('mount -t tmpfs -o size="$0" none "$1" || exit 77; '
+              '"${@:3}"; code=$?; cp -a "$1/." "$2/"; exit $code')
 
 
 @linux
-@pytest.mark.parametrize("name, size", [("cache", "24k"), ("predictions", "24k"), pytest.param("alignment", "24k", marks=pytest.mark.slow),
+@pytest.mark.parametrize("name, size", [("cache", "24k"), ("predictions", "24k"),
+                                        pytest.param("alignment", "24k", marks=pytest.mark.slow),
                                         pytest.param("training", "90m", marks=pytest.mark.slow)])
 def test_disk_that_fills_up_on_the_way(target, tmp_path, name, size):
-    "A file system of its own that is too small; what is on it when the program fails is copied out and gone on with"
+    """A file system of its own that is too small; what is on it when the program fails is copied out and gone
+    on with"""
     whole, out, saved = tmp_path/"whole", tmp_path/"out", tmp_path/"saved"
     for folder in (out, saved): folder.mkdir()
     run(NAMES[name], target, whole, 0)
     command = [sys.executable, "-c", NAMES[name], target, out, "0"]
-    process = subprocess.run(["unshare", "-m", "bash", "-c", SMALL_DISK, size, out, saved, *command], text=True, capture_output=True,
+    process = subprocess.run(["unshare", "-m", "bash", "-c", SMALL_DISK, size, out, saved, *command],
+                             text=True, capture_output=True,
                              env=environment(), timeout=300)
-    if process.returncode in (1, 77) and "ready" not in process.stdout: pytest.skip(f"no file system can be mounted here: {process.stderr}")
+    if process.returncode in (1, 77) and "ready" not in process.stdout:
+        pytest.skip(f"no file system can be mounted here: {process.stderr}")
     last = process.stderr.strip().split("\n")[-1]
     assert process.returncode == 1 and "cannot write" in last and "No space left" in last, process.stderr
     assert str(out) in last
     made, wanted = files(saved), files(whole)
     for file in made:
-        if file.endswith((".png", ".csv", ".parquet", ".safetensors")) and file != "log.csv": assert made[file] == wanted[file], file
+        if file.endswith((".png", ".csv", ".parquet", ".safetensors")) and file != "log.csv":
+            assert made[file] == wanted[file], file
         if file.endswith(".ckpt"): assert torch.load(saved/file, weights_only=True)["state_dict"]
     assert name == "predictions" or made, "nothing was written before the disk was full"
     run(NAMES[name], target, saved, 0)
-    assert {k: v for k, v in files(saved).items() if not k.endswith(".ckpt")} == {k: v for k, v in wanted.items() if not k.endswith(".ckpt")}
+    assert {k: v for k, v in files(saved).items() if not k.endswith(".ckpt")} == \
+        {k: v for k, v in wanted.items() if not k.endswith(".ckpt")}
 
 
-# --- two runs in one folder --------------------------------------------------------------------------------------------------
+# --- two runs in one folder ---------------------------------------------------------------------------------
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alignment", "training", "classifying"])
@@ -318,7 +339,8 @@ def test_the_second_run_in_a_folder_is_refused(target, tmp_path, name):
     second = python(NAMES[name], target, out, 0)
     try: errors = second.communicate(timeout=120)[1]
     finally: first.send_signal(signal.SIGCONT)
-    assert second.returncode == 1 and f"another run is writing to {out} (process {first.pid} " in errors, errors
+    assert second.returncode == 1 and f"another run is writing to {out} (process {first.pid} " in errors, \
+        errors
     assert "wait for it, or choose another out_dir" in errors
     said, errors = first.communicate(timeout=600)
     assert first.returncode == 0, errors

@@ -1,4 +1,5 @@
-"""The training step: nothing in it makes the device wait for the host, and nothing is computed that is not needed."""
+"""The training step: nothing in it makes the device wait for the host, and nothing is computed that is not
+needed."""
 import pickle
 
 import numpy as np
@@ -13,7 +14,8 @@ from cxr_stn.aligner.training import AlignerTraining
 from cxr_stn.classifier.arms import build_arm_cache
 from cxr_stn.classifier.training import classifier_trainer, ClassifierData, ClassifierTraining, ClassifyParams
 
-ALIGN = dict(n_images=30, n_phantoms=24, input_size=64, frame_height=60, frame_width=48, batch_size=4, epochs=1,
+ALIGN = dict(n_images=30, n_phantoms=24, input_size=64, frame_height=60, frame_width=48, batch_size=4,
+             epochs=1,
              backbone_weights="none", loss_network_weights="none", accelerator="cpu")
 CLASSIFY = dict(n_images=60, input_size=64, cache_size=64, batch_size=4, epochs=1, classifier_weights="none",
                 arm="standard", accelerator="cpu")
@@ -23,12 +25,14 @@ SQUARED = EVERY | dict(pixel_loss="mse", perceptual_distance="mse", family="affi
 
 class NoWaiting(TorchDispatchMode):
     "Refuses every operation that asks the device for a value or a size that only the device knows."
-    waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero",
+    waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
+             "aten::is_nonzero",
              "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::repeat_interleave"}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
-        mask = name == "aten::index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        mask = name == "aten::index" and any(index is not None and index.dtype == torch.bool
+                                             for index in args[1])
         assert name not in self.waits and not mask, f"{name} makes the device wait for the host"
         return func(*args, **(kwargs or {}))
 
@@ -50,7 +54,8 @@ def images(cache):
 
 def on_meta(value):
     "Tensors without values: whoever asks for one gets an error."
-    return {name: on_meta(part) for name, part in value.items()} if isinstance(value, dict) else value.to("meta")
+    if isinstance(value, dict): return {name: on_meta(part) for name, part in value.items()}
+    return value.to("meta")
 
 
 def train_without_values(module, batch):
@@ -63,7 +68,8 @@ def train_without_values(module, batch):
 
 def test_the_checks_notice_what_waits():
     scores = torch.arange(4.0)
-    for waiting in (lambda t: t[0].item(), lambda t: float(t.sum()), lambda t: bool(t.any()), lambda t: (t > 1).nonzero(),
+    for waiting in (lambda t: t[0].item(), lambda t: float(t.sum()), lambda t: bool(t.any()),
+                    lambda t: (t > 1).nonzero(),
                     lambda t: t[t > 1]):
         with pytest.raises(AssertionError, match="wait for the host"), NoWaiting(): waiting(scores)
         with pytest.raises((RuntimeError, NotImplementedError)): waiting(scores.to("meta"))
@@ -76,8 +82,10 @@ def test_no_step_of_the_aligner_needs_a_value(data, cache, monkeypatch, more):
     params = TrainParams(**ALIGN | more, cache_dir=cache)
     monkeypatch.setattr(data, "params", params)
     monkeypatch.setattr(data, "trainer", None)
-    logged = train_without_values(AlignerTraining(params.model_dump()), next(iter(data.train_dataloader()))[0])
-    assert logged["loss"].device.type == "meta" and all(isinstance(value, torch.Tensor) for value in logged.values())
+    logged = train_without_values(AlignerTraining(params.model_dump()),
+                                  next(iter(data.train_dataloader()))[0])
+    assert logged["loss"].device.type == "meta"
+    assert all(isinstance(value, torch.Tensor) for value in logged.values())
 
 
 @pytest.mark.parametrize("more", [{}, dict(loss="weighted"), dict(loss="focal")])
@@ -89,7 +97,8 @@ def test_no_step_of_the_classifier_needs_a_value(images, more):
 
 
 def watched(kind):
-    "A training whose batches are watched from their transfer to the device to the end of the step, optimiser and logging included."
+    """A training whose batches are watched from their transfer to the device to the end of the step,
+    optimiser and logging included."""
     class Watched(kind):
         steps = 0
         def on_train_batch_start(self, *args):
@@ -134,10 +143,12 @@ def test_the_frozen_network_costs_one_pass_and_no_gradients(data, cache):
         loss = module.training_step(batch, 0)["loss"]
         found = leaves(loss.grad_fn, set())
         loss.backward()
-    assert calls == [4, 4, 4], "the images of a batch go through the frozen network once, the canonical chest never"
+    assert calls == [4, 4, 4], \
+        "the images of a batch go through the frozen network once, the canonical chest never"
     assert all((a == b).all() for a, b in zip(targets, module.targets))
     frozen = list(module.features.parameters())
-    assert {id(weight) for weight in module.network.parameters()} >= found, "only the trained network's weights have gradients"
+    assert {id(weight) for weight in module.network.parameters()} >= found, \
+        "only the trained network's weights have gradients"
     assert frozen and all(weight.grad is None and not weight.requires_grad for weight in frozen)
 
 
@@ -145,7 +156,8 @@ def test_a_loader_does_not_copy_the_images(data):
     data.trainer = None
     for batches in (data.train_dataloader().flattened[0], data.val_dataloader()):
         assert np.shares_memory(batches.dataset.images[0], data.cache.images)
-        assert len(pickle.dumps(batches.dataset.images)) < data.cache.images.nbytes / 4, "nor does it send them to its workers"
+        assert len(pickle.dumps(batches.dataset.images)) < data.cache.images.nbytes / 4, \
+            "nor does it send them to its workers"
 
 
 @pytest.mark.slow
@@ -162,5 +174,6 @@ def test_compiled_and_plain_networks_say_the_same(data, cache, monkeypatch):
         losses.append(module.training_step(next(iter(data.train_dataloader()))[0], 0)["loss"].item())
         names.append(list(module.state_dict()))
         order = torch.contiguous_format if "channels_last" in more else torch.channels_last
-        assert all(weight.is_contiguous(memory_format=order) for weight in module.network.parameters() if weight.ndim == 4)
+        assert all(weight.is_contiguous(memory_format=order) for weight in module.network.parameters()
+                   if weight.ndim == 4)
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-4) and names[0] == names[1] == names[2]

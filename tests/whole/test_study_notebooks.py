@@ -1,4 +1,5 @@
-"""The study notebooks as people run them: with papermill, from different folders, with good and bad parameters."""
+"""The study notebooks as people run them: with papermill, from different folders, with good and bad
+parameters."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,8 @@ from helpers import DATA, ROOT, papermill
 from cxr_stn.aligner.checkpoints import read_network
 from cxr_stn.inference import Aligner
 
-SMALL = dict(n_images=40, n_phantoms=60, input_size=64, frame_height=60, frame_width=48, batch_size=8, epochs=1)
+SMALL = dict(n_images=40, n_phantoms=60, input_size=64, frame_height=60, frame_width=48, batch_size=8,
+             epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +42,21 @@ def test_train_learns_from_training_images_only(trained):
 
 
 def test_evaluate_and_align_use_the_run(trained):
-    papermill("nbs/evaluate.ipynb", trained / "evaluate.ipynb", checkpoint=trained / "train", out_dir=trained / "evaluate",
+    papermill("nbs/evaluate.ipynb", trained / "evaluate.ipynb", checkpoint=trained / "train",
+              out_dir=trained / "evaluate",
               n_images=12, synthetic_warps=6)
     for name, rows in (("poses.csv", 3), ("masks.csv", 3), ("synthetic_warps.csv", 3)):
         assert len(pd.read_csv(trained / "evaluate" / name)) == rows, name
-    papermill("nbs/align.ipynb", trained / "align.ipynb", checkpoint=trained / "train", out_dir=trained / "align", n_images=6)
+    papermill("nbs/align.ipynb", trained / "align.ipynb", checkpoint=trained / "train",
+              out_dir=trained / "align", n_images=6)
     transforms = pd.read_csv(trained / "align" / "transforms.csv")
     assert len(transforms) == 6 and len(list((trained / "align" / "images").rglob("*.png"))) == 6
 
 
 def test_two_runs_write_the_same_numbers(trained):
     for again in ("first", "second"):
-        papermill("nbs/evaluate.ipynb", trained / f"{again}.ipynb", checkpoint=trained / "train", out_dir=trained / again,
+        papermill("nbs/evaluate.ipynb", trained / f"{again}.ipynb", checkpoint=trained / "train",
+                  out_dir=trained / again,
                   n_images=8, synthetic_warps=4)
     for name in ("poses.csv", "masks.csv", "synthetic_warps.csv"):
         assert (trained / "first" / name).read_bytes() == (trained / "second" / name).read_bytes(), name
@@ -64,13 +69,15 @@ def test_two_runs_write_the_same_numbers(trained):
     (dict(data="nih", data_dir="/no/such/folder"), "/no/such/folder"),
 ])
 def test_wrong_parameters_fail_at_once_and_say_why(tmp_path, wrong, said):
-    assert said in papermill("nbs/train.ipynb", tmp_path / "out.ipynb", wrong=True, out_dir=tmp_path / "run", **wrong)
+    assert said in papermill("nbs/train.ipynb", tmp_path / "out.ipynb", wrong=True, out_dir=tmp_path / "run",
+                             **wrong)
     assert not (tmp_path / "run" / "aligner.safetensors").exists()
 
 
 def test_two_devices_in_the_notebook(tmp_path):
     "Two forked processes on the CPU train one network, and one of them writes"
-    papermill("nbs/train.ipynb", tmp_path / "out.ipynb", devices=2, accelerator="cpu", out_dir=tmp_path / "run",
+    papermill("nbs/train.ipynb", tmp_path / "out.ipynb", devices=2, accelerator="cpu",
+              out_dir=tmp_path / "run",
               cache_dir=tmp_path / "cache", **SMALL)
     assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 1
     assert Aligner.load(tmp_path / "run").metadata["data"]
@@ -78,10 +85,13 @@ def test_two_devices_in_the_notebook(tmp_path):
 
 @pytest.mark.data("nih14-sample", "lungmask-dev")
 def test_real_images_from_training_to_scores(tmp_path):
-    papermill("nbs/train.ipynb", tmp_path / "train.ipynb", data="nih", data_dir=DATA / "nih14-sample", out_dir=tmp_path / "run",
+    papermill("nbs/train.ipynb", tmp_path / "train.ipynb", data="nih", data_dir=DATA / "nih14-sample",
+              out_dir=tmp_path / "run",
               cache_dir=tmp_path / "cache", **SMALL | dict(n_images=80, batch_size=16))
-    papermill("nbs/evaluate.ipynb", tmp_path / "evaluate.ipynb", data="masked", data_dir=DATA / "lungmask-dev",
+    papermill("nbs/evaluate.ipynb", tmp_path / "evaluate.ipynb", data="masked",
+              data_dir=DATA / "lungmask-dev",
               checkpoint=tmp_path / "run", out_dir=tmp_path / "scores", n_images=40, synthetic_warps=0)
     scores = pd.read_csv(tmp_path / "scores" / "masks.csv").set_index("method")
-    assert list(scores.index) == ["resize", "letterbox", "box_limit", "aligner"] and (scores["images"] == 40).all()
+    assert list(scores.index) == ["resize", "letterbox", "box_limit", "aligner"]
+    assert (scores["images"] == 40).all()
     assert np.isfinite(scores[["dice", "dispersion", "coverage"]]).all(axis=None)
