@@ -181,26 +181,24 @@ of --patient, without which the intervals would be too narrow.
 Exit code 0: done; 2: the arguments or the files are wrong.""",
     "cxr_stn.study.compare:CompareFilesParams", run_compare, positional=("a", "b"), short={"out_dir": "o"})
 
-# %% ../nbs/85_cli.ipynb #924e1693
+# %% ../nbs/85_cli.ipynb #571aeb59
 class ExportParams(Params):
     "Which aligner is exported, and where to."
     run: str = Field(description="folder of a training run, or its aligner.safetensors")
-    output: Optional[str] = Field(None, description="the file to write; if not given: aligner.onnx beside the checkpoint")
+    output: Optional[str] = Field(None, description="the file to write; if not given, it lies beside "
+                                                     "the checkpoint and ends in .onnx")
 
 
 def run_export(
     params: ExportParams,
 ) -> int: # exit code 0
     "Write a trained aligner as ONNX; ImportError if torch is missing."
-    from cxr_stn.config import input_path
+    from cxr_stn.inference import find_checkpoint
     try: from cxr_stn.aligner.export import export_onnx
     except ImportError as error:
         raise ImportError(f"{error.name} is missing: pip install 'cxr_stn[study]'") from None
-    checkpoint = input_path(params.run)
-    checkpoint = checkpoint / "aligner.safetensors" if checkpoint.is_dir() else checkpoint
-    output = checkpoint.with_suffix(".onnx") if params.output is None else Path(params.output).expanduser()
-    export_onnx(checkpoint, output)
-    print(output)
+    output = None if params.output is None else os.path.abspath(os.path.expanduser(params.output))
+    print(export_onnx(find_checkpoint(params.run, ".safetensors"), output))
     return 0
 
 
@@ -213,7 +211,7 @@ ONNX runtime can run. Needs torch: pip install 'cxr_stn[study]'.
     cxr-stn align -i radiographs -o aligned --checkpoint runs/train/aligner.onnx""",
     "cxr_stn.cli:ExportParams", run_export, positional=("run",), short={"output": "o"})
 
-# %% ../nbs/85_cli.ipynb #2a1deb9c
+# %% ../nbs/85_cli.ipynb #1e567b1a
 class InfoParams(Params):
     "Nothing to decide."
 
@@ -227,6 +225,7 @@ def run_info(
     "Say what is installed, which aligners are released, and on what they can run."
     import importlib.metadata
     import platform
+    import onnxruntime
     from cxr_stn.inference import Aligner, released_aligners
     def version(name: str) -> str:
         try: return importlib.metadata.version(name)
@@ -235,7 +234,11 @@ def run_info(
     for name in ("numpy", "opencv-python-headless", "onnxruntime"): print(f"{name} {version(name)}")
     for extra, names in EXTRAS.items():
         for name in names: print(f"{name} {version(name)} (cxr_stn[{extra}])")
-    for name in released_aligners(): print(f"released aligner {name}: {Aligner.load(name)!r}")
+    print(f"devices of onnxruntime: {', '.join(onnxruntime.get_available_providers())}")
+    for name in released_aligners():
+        aligner = Aligner.load(name)
+        print(f"released aligner {name}: {aligner!r}, SHA-256 {aligner.checksum}")
+        for key, value in aligner.metadata.items(): print(f"    {key}: {value}")
     return 0
 
 # %% ../nbs/85_cli.ipynb #86c4f217

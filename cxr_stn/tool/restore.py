@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RestoreParams', 'map_name', 'match_maps', 'read_map', 'write_map', 'restore_one', 'restore_maps', 'restore']
 
-# %% ../../nbs/83_tool.restore.ipynb #c6e92d9d
+# %% ../../nbs/83_tool.restore.ipynb #4f509a73
 import os
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -20,7 +20,8 @@ from ..config import input_path, Params
 from ..runs import atomic_path, atomic_write
 from ..aligned import Aligned, Interpolation
 from ..data.images import has_image_ending, ImageError, list_images, read_image, write_png
-from ..aligner.batch import check_apart, usable_cores
+from ..aligner.batch import check_apart
+from ..inference import count_cores
 from ..report import read_transforms
 from .align import map_box_table, read_boxes
 
@@ -92,7 +93,7 @@ def restore_one(
         target.unlink(missing_ok=True)  # of an earlier start
         return getattr(error, "reason", str(error))
 
-# %% ../../nbs/83_tool.restore.ipynb #b546afec
+# %% ../../nbs/83_tool.restore.ipynb #36ab0b2d
 def restore_maps(
     params: RestoreParams,
     table: pd.DataFrame, # of transforms
@@ -102,7 +103,7 @@ def restore_maps(
     folder = input_path(params.input)
     check_apart(folder, Path(params.out_dir))
     maps, quiet = match_maps(folder, table), None if progress is None else not progress
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(count_cores()) as pool:
         work = pool.map(lambda pair: restore_one(params, folder, *pair), maps)
         reasons = [reason or "" for reason in tqdm(work, total=len(maps), unit="map", disable=quiet)]
     return pd.DataFrame({"map": [path.relative_to(folder).as_posix() for path, _ in maps], "reason": reasons})
