@@ -7,7 +7,7 @@ __all__ = ['GIVEN_UP', 'LIST_ENDINGS', 'BOX_EDGES', 'InputParams', 'OutputParams
            'open_listed', 'open_input', 'open_images', 'read_boxes', 'map_box_table', 'write_tables', 'claim_shards',
            'align_shard', 'load_aligner', 'align_images']
 
-# %% ../../nbs/82_tool.align.ipynb #98577af4
+# %% ../../nbs/82_tool.align.ipynb #93910c15
 import os
 import time
 from collections.abc import Iterator
@@ -21,16 +21,14 @@ from pydantic import Field, field_validator, model_validator
 from ..config import input_path, output_path, Params
 from ..runs import atomic_write, claim, Run
 from ..data.chestxray14 import MetadataError, read_rows
-from ..data.dicom import read_radiograph
-from ..data.datasets import ImageDataset
-from ..sources import load_dataset
+from ..data.datasets import evenly_spaced, ImageDataset, load_folder
+from ..data.dicom import list_radiographs, read_radiograph
 from ..aligned import Aligned
 from ..inference import Aligner, find_checkpoint
 from ..aligner.batch import (aligned_files, check_apart, current_records, Job, parse_shard, parse_size,
                                    run_job, Shard, transform_table, write_results)
-from ..report import write_report
 
-# %% ../../nbs/82_tool.align.ipynb #5ea43751
+# %% ../../nbs/82_tool.align.ipynb #093c2c27
 class InputParams(Params):
     "Which images."
     data: Literal["phantom", "nih", "folder"] = Field(
@@ -41,8 +39,9 @@ class InputParams(Params):
                           "file with a path a line, or a CSV file with a column path, file or image; paths are "
                           "relative to the list")
     n_images: Optional[int] = Field(
-        None, ge=1, description="align so many images at most; if not given: all, or 48 of the phantom")
-    seed: int = Field(0, ge=0, description="of the phantom, and of which images n_images picks")
+        None, ge=1, description="align so many images at most, at equal distances in the list; if not given: all, "
+                              "or 48 of the phantom")
+    seed: int = Field(0, ge=0, description="of the phantom, and of which images of data n_images picks")
 
     @model_validator(mode="after")
     def _one_input(self) -> "InputParams":
@@ -145,21 +144,21 @@ def open_listed(
     dataset = ImageDataset(table.assign(patient=patients, split=split), name, reader=read_radiograph)
     return Images(dataset, aligned_files(dataset, Path(os.path.commonpath(folders))), None)
 
-# %% ../../nbs/82_tool.align.ipynb #16be6ee0
+# %% ../../nbs/82_tool.align.ipynb #765dfbe2
 def open_input(
     path: Path, # an image, a folder, or a list
     out_dir: Path, # folder of the aligned images
-    n_images: int | None = None, # at most; None: all
-    seed: int = 0, # of which images n_images picks
+    n_images: int | None = None, # at most, at equal distances; None: all
 ) -> Images:
     "What the command was given. ValueError, MetadataError or FileNotFoundError says what is wrong with it."
     if path.is_dir():
         check_apart(path, out_dir)
-        dataset = load_dataset("folder", path, seed, n_images)
+        dataset = load_folder(path, find=list_radiographs, reader=read_radiograph)
+        if n_images is not None: dataset = dataset.select(evenly_spaced(len(dataset), n_images))
         return Images(dataset, aligned_files(dataset, path), path)
     if path.suffix.lower() in LIST_ENDINGS: table = read_list(path)
     else: table = pd.DataFrame({"image": [path.name], "path": [os.path.abspath(path)]})
-    if n_images is not None: table = table.head(n_images)
+    if n_images is not None: table = table.iloc[evenly_spaced(len(table), n_images)]
     return open_listed(table, path.name, out_dir)
 
 
@@ -168,7 +167,8 @@ def open_images(
 ) -> Images:
     "The images that a run aligns; errors as `open_input`, ValueError if `data_dir` is missing."
     out_dir = output_path(params.out_dir)
-    if params.input is not None: return open_input(input_path(params.input), out_dir, params.n_images, params.seed)
+    if params.input is not None: return open_input(input_path(params.input), out_dir, params.n_images)
+    from cxr_stn.sources import load_dataset  # with the phantom, which a folder does not need
     n_images = params.n_images or (48 if params.data == "phantom" else None)
     dataset = load_dataset(params.data, params.data_dir, params.seed, n_images)
     source = None if params.data == "phantom" else input_path(str(params.data_dir))
@@ -209,7 +209,7 @@ def map_box_table(
                                             else aligned.boxes_to_original(edges))
     return boxes
 
-# %% ../../nbs/82_tool.align.ipynb #f3fb5486
+# %% ../../nbs/82_tool.align.ipynb #1438c15f
 def write_tables(
     run: Run,
     params: AlignParams,
@@ -225,6 +225,7 @@ def write_tables(
         run.write_table("boxes", map_box_table(read_boxes(path), table, True, path))
         written.append("boxes.csv")
     if params.report:
+        from cxr_stn.report import write_report
         note = f"{len(table):,} images of {job.dataset.name}, aligned by {checkpoint.stem}"
         write_report(run.path, table, job.dataset.read, job.aligner.min_confidence, note=note)
         written.append("report.html")
