@@ -48,7 +48,7 @@ dataset, file = load_dataset("folder", target/"images"), target/"aligner.safeten
 aligner = Aligner.load(file)
 torch.set_num_threads(1)
 with Run(out, {}, dataset.manifest_hash()) as run:
-    table = align_dataset(dataset, aligner, run.path, target/"images", batch_size=4, progress=False)
+    table = align_dataset(dataset, aligner, run.path, target/"images", progress=False)
     write_results(run, dataset, table, aligner, file, target/"images")
 """
 CACHE = BEGIN + """
