@@ -74,10 +74,12 @@ def test_the_wheel_says_what_it_needs(wheel):
     extras = {"study", "compare", "dicom", "monai", "itk", "baselines", "data", "dev"}
     assert extras == set(metadata.get_all("Provides-Extra"))
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
-    assert "onnxruntime>=1.19" in base and not [line for line in base if line.startswith(("torch", "jupyter"))]
+    assert "onnxruntime>=1.19" in base and not [line for line in base
+                                                if line.startswith(("torch", "jupyter"))]
 
 
-NOT_THERE = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "jupyter", "papermill", "scipy",
+NOT_THERE = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "jupyter", "papermill",
+             "scipy",
              "matplotlib", "seaborn", "sklearn", "pyarrow", "safetensors", "pydicom"]
 ALIGN = """import sys
 sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # what is None there cannot be imported
