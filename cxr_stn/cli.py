@@ -82,13 +82,14 @@ def parse_options(
         add_argument_method=add_option)
     return command.params_class()(**source().get(name, {}))
 
-# %% ../nbs/85_cli.ipynb #6fb437ba
+# %% ../nbs/85_cli.ipynb #e4bd9104
 def run_align(
     params: Any, # AlignParams
 ) -> int: # exit code: 0 if all images could be used, else 1
     "Align images, and say how it went."
     from cxr_stn.tool.align import align_images, load_aligner, open_images
     from cxr_stn.report import count_outcomes
+    if params.input is None: raise ValueError("--input: none means nothing here; write ./none if it is a name")
     params = params.model_copy(update={"out_dir": os.path.abspath(os.path.expanduser(params.out_dir))})
     images = open_images(params)
     table, written = align_images(params, images, load_aligner(params))
