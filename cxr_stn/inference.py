@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'HOW_TO_TRAIN', 'PIXEL_TYPES', 'MIRRORED', 'ONNX_FORMAT', 'GRAPH_OUTPUTS', 'ROTATIONS', 'read_pose',
            'released_aligners', 'find_checkpoint', 'choose_provider', 'check_image', 'to_network_input', 'PoseEstimate',
-           'letterboxed', 'judge_estimate', 'open_session', 'LoadedGraph', 'warp_input', 'count_cores', 'PosePredictor',
+           'letterboxed', 'flag_estimate', 'open_session', 'LoadedGraph', 'warp_input', 'count_cores', 'PosePredictor',
            'check_shape', 'invert_intensity', 'align_image', 'Aligner']
 
 # %% ../nbs/37_inference.ipynb #5267fe59
@@ -140,7 +140,7 @@ def letterboxed(
     return np.array([[w / min(h, w), 0, 0], [0, h / min(h, w), 0]], np.float32)
 
 # %% ../nbs/37_inference.ipynb #67043abf
-def judge_estimate(
+def flag_estimate(
     estimate: PoseEstimate, # mirrored and inverted still as probabilities
     min_confidence: float, # below it an image is flagged
     shape: tuple[int, int], # (h, w) of the frame
@@ -247,7 +247,7 @@ class PosePredictor(LoadedGraph):
             answer, = self.run(warp_input(network_input, input_to_image)[None])
         affine = (input_to_image @ np.vstack([answer[0], [0, 0, 1]]))[:2]
         estimate = PoseEstimate(affine, float(answer[2]), False, answer[3], answer[4], lung_map)
-        return judge_estimate(estimate, self.min_confidence, self.frame_size)
+        return flag_estimate(estimate, self.min_confidence, self.frame_size)
 
     def predict(
         self,

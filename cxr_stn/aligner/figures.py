@@ -8,6 +8,7 @@ __all__ = ['FRAME_COLOUR', 'TOP_EDGE_COLOUR', 'frame_outline', 'plot_pairs', 'me
 # %% ../../nbs/39_aligner.figures.ipynb #09a64d5c
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -68,10 +69,11 @@ def mean_images(
     rows = np.flatnonzero(table["status"] == "aligned")
     rows = rows[evenly_spaced(len(rows), limit)]
     if not len(rows): raise ValueError("no image could be aligned, see failures.csv; so there is no mean")
-    shape, before, after = tuple(table[["output_height", "output_width"]].iloc[rows[0]].astype(int)), 0, 0
+    shape, before, after = aligner.frame_size, 0, 0
     for i in rows:
         before = before + to_unit(aligner.warp(dataset.read(i), torch.eye(2, 3), shape).image)
-        after = after + to_unit(read_image(out_dir / table["file"].iat[i]))
+        aligned = to_unit(read_image(out_dir / table["file"].iat[i]))
+        after = after + cv2.resize(aligned, shape[::-1], interpolation=cv2.INTER_AREA)
     return before / len(rows), after / len(rows)
 
 # %% ../../nbs/39_aligner.figures.ipynb #e5258b99

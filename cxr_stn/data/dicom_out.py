@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTDATED', 'OUTDATED_GROUPS', 'OPPOSITE', 'SECONDARY_CAPTURE', 'PLAIN_CLASSES', 'LOSSY', 'remove_outdated',
            'scale_spacing', 'set_spacing', 'rotate_orientation', 'set_pixels', 'derived_uid', 'set_identity',
-           'code_item', 'set_derivation', 'derive', 'write_dicom']
+           'code_item', 'purpose_item', 'set_derivation', 'derive', 'write_dicom']
 
 # %% ../../nbs/18_data.dicom_out.ipynb #79193d44
 import hashlib
@@ -24,19 +24,20 @@ from .images import ImageError
 from .dicom_values import read_orientation, read_spacing, SPACING_TAGS, valid_spacing
 from .dicom import INSTALL, is_dicom, without_quotations
 
-# %% ../../nbs/18_data.dicom_out.ipynb #8db762dd
-OUTDATED = """NumberOfFrames FrameIncrementPointer PlanarConfiguration PixelAspectRatio SmallestImagePixelValue
-    LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries PixelPaddingValue
-    PixelPaddingRangeLimit ModalityLUTSequence VOILUTSequence VOILUTFunction WindowCenterWidthExplanation
-    PresentationLUTSequence IconImageSequence ICCProfile ColorSpace ShutterShape ShutterLeftVerticalEdge
-    ShutterRightVerticalEdge ShutterUpperHorizontalEdge ShutterLowerHorizontalEdge CenterOfCircularShutter
-    RadiusOfCircularShutter VerticesOfThePolygonalShutter ShutterPresentationValue CollimatorShape
-    CollimatorLeftVerticalEdge CollimatorRightVerticalEdge CollimatorUpperHorizontalEdge
-    CollimatorLowerHorizontalEdge CenterOfCircularCollimator RadiusOfCircularCollimator
-    VerticesOfThePolygonalCollimator FieldOfViewOrigin FieldOfViewRotation FieldOfViewHorizontalFlip
-    FieldOfViewDimensions FieldOfViewShape SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
-    InstanceCreationDate InstanceCreationTime InstanceCreatorUID DigitalSignaturesSequence
-    MACParametersSequence PixelDataProviderURL""".split()
+# %% ../../nbs/18_data.dicom_out.ipynb #6468df81
+OUTDATED = """NumberOfFrames FrameIncrementPointer PlanarConfiguration PixelAspectRatio
+    SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
+    PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence VOILUTSequence VOILUTFunction
+    WindowCenterWidthExplanation PresentationLUTSequence IconImageSequence ICCProfile ColorSpace
+    ShutterShape ShutterLeftVerticalEdge ShutterRightVerticalEdge ShutterUpperHorizontalEdge
+    ShutterLowerHorizontalEdge CenterOfCircularShutter RadiusOfCircularShutter
+    VerticesOfThePolygonalShutter ShutterPresentationValue CollimatorShape CollimatorLeftVerticalEdge
+    CollimatorRightVerticalEdge CollimatorUpperHorizontalEdge CollimatorLowerHorizontalEdge
+    CenterOfCircularCollimator RadiusOfCircularCollimator VerticesOfThePolygonalCollimator
+    FieldOfViewOrigin FieldOfViewRotation FieldOfViewHorizontalFlip FieldOfViewDimensions FieldOfViewShape
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence InstanceCreationDate
+    InstanceCreationTime InstanceCreatorUID DigitalSignaturesSequence MACParametersSequence
+    PixelDataProviderURL""".split()
 OUTDATED_GROUPS = (0x5000, 0x6000) # curves and overlays: these groups and those 2, 4, ... 30 above
 
 
@@ -132,16 +133,14 @@ def set_identity(
     settings: str, # of the run
 ) -> None:
     "Give an object its own identifiers, class and series."
-    ds.SOPInstanceUID = derived_uid(ds.SOPInstanceUID, hashlib.sha256(ds.PixelData).hexdigest(), *content, settings)
+    pixels = hashlib.sha256(ds.PixelData).hexdigest()
+    ds.SOPInstanceUID = derived_uid(ds.SOPInstanceUID, pixels, *content, settings)
     ds.SeriesInstanceUID = derived_uid(str(ds.get("SeriesInstanceUID", "")), settings)
     ds.SeriesDescription = "Aligned to a canonical chest"
     if ds.SOPClassUID not in PLAIN_CLASSES: ds.SOPClassUID = SECONDARY_CAPTURE
     if ds.SOPClassUID == SECONDARY_CAPTURE and not ds.get("ConversionType"): ds.ConversionType = "WSD"
 
-# %% ../../nbs/18_data.dicom_out.ipynb #420a31c5
-LOSSY = ("JPEG Baseline", "JPEG Extended", "JPEG-LS Lossy")
-
-
+# %% ../../nbs/18_data.dicom_out.ipynb #a4e2e7c1
 def code_item(
     value: str, # of the terminology DCM
     meaning: str,
@@ -153,6 +152,22 @@ def code_item(
     return item
 
 
+def purpose_item(
+    value: str, # of the terminology DCM
+    meaning: str,
+    **entries: Any, # keyword -> value
+) -> Any: # pydicom Dataset
+    "One entry of a sequence that says for what purpose something is named."
+    from pydicom.dataset import Dataset
+    item = Dataset()
+    for keyword, entry in entries.items(): setattr(item, keyword, entry)
+    setattr(item, "PurposeOfReferenceCodeSequence", [code_item(value, meaning)])
+    return item
+
+# %% ../../nbs/18_data.dicom_out.ipynb #c10d1be5
+LOSSY = ("JPEG Baseline", "JPEG Extended", "JPEG-LS Lossy")
+
+
 def set_derivation(
     ds: Any, # pydicom Dataset with the identifiers of the source; changed in place
     frame: int | None, # which image of the source, from 1
@@ -160,13 +175,10 @@ def set_derivation(
     syntax: Any, # transfer syntax of the source: pydicom UID
 ) -> None:
     "Say that an object is derived, from what and how."
-    from pydicom.dataset import Dataset
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
-    if frame is not None: item.ReferencedFrameNumber = frame
-    item.SpatialLocationsPreserved = "NO"
-    item.PurposeOfReferenceCodeSequence = [code_item("121322", "Source image for image processing operation")]
-    ds.SourceImageSequence = [item]
+    chosen = {} if frame is None else {"ReferencedFrameNumber": frame}
+    ds.SourceImageSequence = [purpose_item(
+        "121322", "Source image for image processing operation", ReferencedSOPClassUID=ds.SOPClassUID,
+        ReferencedSOPInstanceUID=ds.SOPInstanceUID, SpatialLocationsPreserved="NO", **chosen)]
     kind = list(ds.get("ImageType") or ())
     ds.ImageType = ["DERIVED", *(kind[1:] or ["PRIMARY"])]
     ds.DerivationDescription = text[:1024]
@@ -189,17 +201,16 @@ def derive(
     set_spacing(ds, frame_to_image)
     remove_outdated(ds)
     if orientation: ds.PatientOrientation = orientation.split("/")
-    text = f"Aligned to a canonical chest by cxr_stn {__version__}. Output pixel (x, y, 1) to source pixel: {matrix}."
-    set_derivation(ds, frame, f"{text} {settings}".strip(), syntax)
+    text = (f"Aligned to a canonical chest by cxr_stn {__version__}. "
+            f"Output pixel (x, y, 1) to source pixel: {matrix}. {settings}")
+    set_derivation(ds, frame, text.strip(), syntax)
     set_pixels(ds, image)
     set_identity(ds, (matrix, str(frame), str(image.shape)), settings)
-    equipment = code_item("109103", "Modifying Equipment")
-    item = type(equipment)()
-    item.PurposeOfReferenceCodeSequence, item.Manufacturer = [equipment], "cxr_stn"
-    item.SoftwareVersions, item.ContributionDescription = __version__, "alignment to a canonical chest"
-    ds.ContributingEquipmentSequence = [*(ds.get("ContributingEquipmentSequence") or ()), item]
+    ds.ContributingEquipmentSequence = [*(ds.get("ContributingEquipmentSequence") or ()), purpose_item(
+        "109103", "Modifying Equipment", Manufacturer="cxr_stn", SoftwareVersions=__version__,
+        ContributionDescription="alignment to a canonical chest")]
 
-
+# %% ../../nbs/18_data.dicom_out.ipynb #4d4a7539
 def write_dicom(
     path: str | os.PathLike, # where to
     source: str | os.PathLike, # the DICOM file that the image was made of
@@ -215,7 +226,7 @@ def write_dicom(
     """
     try: import pydicom
     except ImportError: raise ImageError(path, f"writing DICOM needs pydicom: {INSTALL}") from None
-    if not is_dicom(source): raise ImageError(source, "this is no DICOM file; an aligned image needs one as source")
+    if not is_dicom(source): raise ImageError(source, "this is no DICOM file; written DICOM needs one")
     out = io.BytesIO()
     with without_quotations():
         ds = pydicom.dcmread(source, force=True, stop_before_pixels=True)

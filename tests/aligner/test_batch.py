@@ -251,7 +251,8 @@ NOTEBOOK = ROOT/"nbs"/"align.ipynb"
 def test_the_notebook_aligns_a_folder_and_goes_on(folder, tmp_path):
     out = tmp_path/"out"
     notebook = tmp_path/"nb.ipynb"
-    given = dict(data="folder", data_dir=folder/"images", checkpoint=folder, out_dir=out, batch_size=4)
+    given = dict(data="folder", data_dir=folder/"images", checkpoint=folder, out_dir=out, batch_size=4,
+                 size="30x24")
     papermill(NOTEBOOK, notebook, cwd=tmp_path, **given)
     assert_same(out, folder/"whole")
     transforms, failures = pd.read_csv(out/"transforms.csv"), pd.read_csv(out/"failures.csv")

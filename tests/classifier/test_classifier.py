@@ -125,7 +125,7 @@ def test_another_aligner_is_noticed(runs_dir):
 def test_an_aligned_copy(runs_dir):
     papermill("nbs/align.ipynb", runs_dir / "align.ipynb", n_images=90, seed=0,
               checkpoint=runs_dir / "aligner.safetensors",
-              out_dir=runs_dir / "copy", output_height=64, output_width=64)
+              out_dir=runs_dir / "copy", size="64x64")
     with pytest.raises(ValueError, match="labels differ"):
         fit_classifier(params(runs_dir, "copied", arm="aligned", aligned_dir=str(runs_dir / "copy")))
     run = fit_classifier(params(runs_dir, "copied", arm="aligned", aligned_dir=str(runs_dir / "copy"),

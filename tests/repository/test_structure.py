@@ -67,7 +67,7 @@ def test_the_package_executes_no_notebooks():
                                                   module_file(name).read_text(), re.M)] == []
 
 PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.EvaluateParams",
-                  align="aligner.batch.AlignParams",
+                  align="tool.align.AlignParams",
                   classify="classifier.training.ClassifyParams", compare="study.comparison.CompareParams",
                   simulation="study.simulation.SimulationParams",
                   experiments="study.report.ExperimentsParams")

@@ -42,7 +42,8 @@ from cxr_stn.aligner.checkpoints import CHECKPOINT_FORMAT
 from cxr_stn.aligner.data import TrainParams
 from cxr_stn.aligner.training import fit_aligner
 from cxr_stn.inference import Aligner
-from cxr_stn.aligner.batch import align_dataset, AlignParams, read_records
+from cxr_stn.aligner.batch import align_dataset, read_records
+from cxr_stn.tool.align import AlignParams
 from cxr_stn.evaluation.tables import EvaluateParams
 from cxr_stn.classifier.predictions import PredictionError, read_predictions
 from cxr_stn.classifier.training import ClassifyParams, fit_classifier
@@ -128,7 +129,7 @@ def batch(tmp_path_factory):
     dataset = load_dataset("folder", folder/"images")
     cache = build_cache(dataset, 32, folder/"cache")
     aligner = Aligner.load(save_aligner(folder/"aligner.safetensors"))
-    table = align_dataset(dataset, aligner, folder/"out", folder/"images", batch_size=8,
+    table = align_dataset(dataset, aligner, folder/"out", folder/"images",
                           progress=False).set_index("image")
     return folder, cache, table
 
@@ -651,9 +652,9 @@ PARAMETERS = [
     (TrainParams, dict(data_dir=["a", "b"]), "parameter 'data_dir': ['a', 'b'] is not a string"),
     (TrainParams, dict(batchsize=8), "unknown parameter 'batchsize'; did you mean 'batch_size'?"),
     (TrainParams, dict(seed=None), "parameter 'seed': None is not an integer"),
-    (AlignParams, dict(batch_size=0), "parameter 'batch_size'"),
+    (AlignParams, dict(n_images=0), "parameter 'n_images'"),
     (AlignParams, dict(passes="two"), "parameter 'passes': 'two' is not an integer"),
-    (AlignParams, dict(output_height=8), "parameter 'output_height'"),
+    (AlignParams, dict(output_height=8), "unknown parameter 'output_height': it is called 'size' now"),
     (ClassifyParams, dict(arm="oracle", data="nih"), "arm = 'oracle' needs data = 'phantom'"),
     (ClassifyParams, dict(crop_area=2), "parameter 'crop_area'"),
     (AlignParams, dict(devices=2), "unknown parameter 'devices'"),  # training alone is spread over several
