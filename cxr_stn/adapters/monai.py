@@ -48,7 +48,7 @@ def to_rows(
                          "axes; EnsureChannelFirstd before AlignChestd makes it so")
     return array.transpose(2, 1, 0) if indexing == "xy" else array.transpose(1, 2, 0)
 
-
+# %% ../../nbs/82_adapters.monai.ipynb #e64d0b73
 def from_rows(
     array: np.ndarray, # (H, W, C)
     like: torch.Tensor, # with metadata, type, device and number of axes of the result
@@ -61,7 +61,7 @@ def from_rows(
     both = isinstance(like, MetaTensor) and isinstance(result, MetaTensor)
     return result.copy_meta_from(like) if both else result
 
-# %% ../../nbs/82_adapters.monai.ipynb #c07d6677
+# %% ../../nbs/82_adapters.monai.ipynb #51a054b4
 def index_affine(
     matrix: np.ndarray, # (3, 3) pixel centre (x, y, 1) of the aligned image -> of the original
     indexing: str = "xy", # one of `Indexing`
@@ -70,7 +70,7 @@ def index_affine(
     order = [0, 1, 2] if indexing == "xy" else [1, 0, 2]
     return matrix[np.ix_(order, order)]
 
-# %% ../../nbs/82_adapters.monai.ipynb #053b3599
+# %% ../../nbs/82_adapters.monai.ipynb #1bf4a985
 def choose_mode(
     array: np.ndarray, # (H, W, C)
     mode: str = "auto", # one of `aligned.Interpolation`
@@ -79,7 +79,7 @@ def choose_mode(
     whole = array.dtype.kind == "f" and mode == "auto" and (array == np.rint(array)).all()
     return choose_interpolation(array.astype(np.int64) if whole else array, mode)
 
-# %% ../../nbs/82_adapters.monai.ipynb #58535b7b
+# %% ../../nbs/82_adapters.monai.ipynb #18046fa1
 def to_record(
     aligned: Aligned,
     mode: str, # how the array was resampled
@@ -97,7 +97,7 @@ def from_record(record: Mapping[str, Any]) -> Aligned: # its image black
     return Aligned(np.broadcast_to(np.uint8(0), shape), values["matrix"].astype(np.float64),
                    Pose(*values["pose"].tolist()), original_shape=original)
 
-# %% ../../nbs/82_adapters.monai.ipynb #c531eafa
+# %% ../../nbs/82_adapters.monai.ipynb #a1251f8c
 def restore_tensor(
     tensor: MetaTensor, # over the frame, as `to_rows` takes it
     record: Mapping[str, Any], # as `to_record` makes it
@@ -111,7 +111,7 @@ def restore_tensor(
     result.affine = tensor.affine @ to_affine_nd(len(tensor.affine) - 1, back)
     return result
 
-# %% ../../nbs/82_adapters.monai.ipynb #cbfe8fce
+# %% ../../nbs/82_adapters.monai.ipynb #74332ea7
 def warn_of_exchanged_axes(
     aligned: Aligned,
     indexing: str, # one of `Indexing`, as the tensor was taken
@@ -122,7 +122,7 @@ def warn_of_exchanged_axes(
         warnings.warn("the chest lies on its side and is mirrored: if the axes of the image are exchanged, "
                       f"AlignChestd needs indexing={other!r}")
 
-# %% ../../nbs/82_adapters.monai.ipynb #d18c6193
+# %% ../../nbs/82_adapters.monai.ipynb #5b932255
 class AlignSample(MapTransform):
     "The settings of `AlignChestd`, and the pose of a sample."
     def __init__(
@@ -150,7 +150,7 @@ class AlignSample(MapTransform):
         warn_of_exchanged_axes(aligned, self.indexing)
         return aligned
 
-# %% ../../nbs/82_adapters.monai.ipynb #79f16a07
+# %% ../../nbs/82_adapters.monai.ipynb #1cf54123
 class AlignChestd(AlignSample, InvertibleTransform):
     """Align a chest X-ray and what belongs to it: channels first, one radiograph a sample.
 

@@ -64,7 +64,7 @@ def map_boxes(
     numbers = as_type(mapped.as_subclass(torch.Tensor), boxes)
     return tv_tensors.wrap(numbers, like=boxes, canvas_size=aligned.shape)
 
-
+# %% ../../nbs/83_adapters.torchvision.ipynb #ea8c1eb7
 def map_key_points(
     points: tv_tensors.KeyPoints, # (..., 2) on the original
     aligned: Aligned,
@@ -79,7 +79,7 @@ def as_type(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     "Coordinates in the type and on the device of others, rounded for a type of whole numbers."
     return (numbers if like.is_floating_point() else numbers.round()).to(like.device, like.dtype)
 
-# %% ../../nbs/83_adapters.torchvision.ipynb #e35298a6
+# %% ../../nbs/83_adapters.torchvision.ipynb #9d747283
 class AlignChest(v2.Transform):
     """Align a chest X-ray: `Image` (or tensor, or Pillow), `Mask`, `BoundingBoxes`, `KeyPoints` together.
 
@@ -116,7 +116,7 @@ class AlignChest(v2.Transform):
         if not inpt.numel(): return tv_tensors.wrap(empty, like=inpt)
         return from_array(aligned.apply(to_array(inpt), "majority"), inpt)
 
-# %% ../../nbs/83_adapters.torchvision.ipynb #22c4e245
+# %% ../../nbs/83_adapters.torchvision.ipynb #3428190e
 def find_image(
     flat_inputs: list[Any], # the parts of a sample that a transform changes
 ) -> torch.Tensor | PILImage.Image:
