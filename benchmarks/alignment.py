@@ -6,12 +6,11 @@ against itself in batches.
 Every program gets images in memory and returns a matrix, preparation included; reading from disk is not. All
 take turns, some rounds; printed is for each the least time of its rounds, on the clock, which another program
 on the same machine disturbs least, and its ratio to `ecc`, whose images have the size of the aligner's input.
-The aligner is timed by each runtime and precision (openvino if installed): one image at a time on one thread,
-in batches on one thread, and in batches on all. Compiling a network is not timed. Images: the first of
-lungmask-dev, else of the phantom.
+The aligner is timed from array to pose, as the baselines are, and from array to aligned array ("whole call");
+in batches on one core, and on all. Images: the first of lungmask-dev, else of the phantom.
 """
+import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,8 +24,7 @@ import torch
 from benchmarks.timing import command_line, data_folder, interleaved, write_report
 from cxr_stn.data.datasets import load_masked
 from cxr_stn.sources import load_dataset
-from cxr_stn.aligner.runtimes import PRECISIONS
-from cxr_stn.inference import Aligner, to_network_inputs
+from cxr_stn.inference import Aligner, count_cores
 from cxr_stn.evaluation.baselines import AlignmentFailed, BaselineUnavailable, make_baseline, mean_chest
 
 SLOW = ("simpleitk", "kornia")  # baselines that see a fifth of the images only
@@ -65,16 +63,6 @@ def baselines(dataset, others, shape):
     return works
 
 
-def kind(aligner): return f"{aligner.runtime} {aligner.fast.precision}" if aligner.fast else "torch float32"
-
-
-def single(aligner, dataset):
-    return one_by_one(lambda image: aligner.predict(aligner.preprocess(image)[None]), dataset)
-
-
-def together(aligner, dataset): return lambda: aligner.predict(to_network_inputs(dataset, aligner.input_size))
-
-
 def main():
     ask = command_line(__doc__)
     ask.add_argument("--images", type=int, default=60)
@@ -82,37 +70,27 @@ def main():
     ask.add_argument("--checkpoint", default=None)
     given = ask.parse_args()
     dataset, others, name = load(given.images)
-    threads = torch.get_num_threads()
-    runtimes = [("torch", "float32")] + [("openvino", precision) for precision in PRECISIONS
-                                         if find_spec("openvino")]
-    aligners = [Aligner.load(given.checkpoint, runtime=runtime, precision=precision)
-                for runtime, precision in runtimes]
+    aligner, n, cores = Aligner.load(given.checkpoint), len(dataset), os.sched_getaffinity(0)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    alone = baselines(dataset, others, aligners[0].frame_size)
-    for aligner in aligners:
-        alone[f"aligner, {kind(aligner)}, one image, one thread"] = single(aligner, dataset), len(dataset)
-        alone[f"aligner, {kind(aligner)}, batch, one thread"] = together(aligner, dataset), len(dataset)
-    seconds = interleaved({name: work for name, (work, _) in alone.items()}, given.rounds, time.perf_counter)
-    torch.set_num_threads(threads)
-    again = [Aligner.load(given.checkpoint, runtime=runtime, precision=precision)
-             for runtime, precision in runtimes]
-    shared = {f"aligner, {kind(aligner)}, batch, {threads} threads":
-              (together(aligner, dataset), len(dataset)) for aligner in again}
-    seconds |= interleaved({name: work for name, (work, _) in shared.items()}, given.rounds,
-                           time.perf_counter)
-    each = pd.Series({name: 1000 * min(seconds[name]) / count
-                      for name, (_, count) in (alone | shared).items()})
-    first = {name: name.rsplit(", ", 2)[0] + ", one image, one thread" for name in each.index}
+    works = baselines(dataset, others, aligner.frame_size)
+    pose = one_by_one(lambda image: aligner.predict(aligner.preprocess(image)[None]), dataset)
+    works["aligner, one image, one thread, pose"] = pose, n
+    works["aligner, one image, one thread, whole call"] = one_by_one(aligner, dataset), n
+    works["aligner, batch, 1 core, whole call"] = (lambda: aligner.batch(dataset)), n
+    os.sched_setaffinity(0, {min(cores)})
+    seconds = interleaved({name: work for name, (work, _) in works.items()}, given.rounds, time.perf_counter)
+    os.sched_setaffinity(0, cores)
+    everywhere = f"aligner, batch, {count_cores()} cores, whole call"
+    works[everywhere] = (lambda: aligner.batch(dataset)), n
+    seconds |= interleaved({everywhere: works[everywhere][0]}, given.rounds, time.perf_counter)
+    each = pd.Series({name: 1000 * min(seconds[name]) / count for name, (_, count) in works.items()})
+    whole = each["aligner, one image, one thread, whole call"]
     table = pd.DataFrame({"method": each.index, "ms per image": each.values,
                           "times ecc": (each / each.iloc[0]).values,
-                          "speed against the same, one image":
-                              [each[first[name]] / each[name] for name in each.index],
-                          "speed against torch, one image":
-                              [each[f"aligner, {kind(aligners[0])}, one image, one thread"] / ms
-                              for ms in each]})
-    write_report("alignment", f"{len(dataset)} images of {name}; {aligners[0]}", table,
-                 ["torch", "openvino", "opencv-python-headless"])
+                          "speed against one whole call": (whole / each).values})
+    write_report("alignment", f"{n} images of {name}; {aligner}", table,
+                 ["onnxruntime", "opencv-python-headless"])
 
 
 if __name__ == "__main__": main()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'HOW_TO_TRAIN', 'PIXEL_TYPES', 'MIRRORED', 'ONNX_FORMAT', 'GRAPH_OUTPUTS', 'ROTATIONS', 'read_pose',
            'released_aligners', 'find_checkpoint', 'choose_provider', 'check_image', 'to_network_input', 'PoseEstimate',
-           'letterboxed', 'judge_estimate', 'open_session', 'LoadedGraph', 'warp_input', 'count_cores', 'PosePredictor',
+           'letterboxed', 'flag_estimate', 'open_session', 'LoadedGraph', 'warp_input', 'count_cores', 'PosePredictor',
            'check_shape', 'invert_intensity', 'align_image', 'Aligner']
 
 # %% ../nbs/37_inference.ipynb #5267fe59
@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 
 from .geometry import affine_to_matrix
 from .resampling import letterbox, letterbox_matrix, resample
-from .aligned import Aligned, map_points, Pose
+from .aligned import Aligned, Pose
 from .config import CheckpointError, input_path
 from .data.images import to_unit
 
@@ -68,7 +68,7 @@ def find_checkpoint(
     path = given.with_suffix(ending) if given.suffix in (".onnx", ".safetensors") else given
     if path.is_file(): return path
     if ending == ".onnx" and path.with_suffix(".safetensors").is_file():
-        raise FileNotFoundError(f"no file {path}: make it with cxr-stn export {path.with_suffix('.safetensors')}")
+        raise FileNotFoundError(f"no file {path}: make it with cxr-stn export {given}")
     raise FileNotFoundError(f"no file {path}: did the training end? {there}")
 
 # %% ../nbs/37_inference.ipynb #3d3b3b29
@@ -140,7 +140,7 @@ def letterboxed(
     return np.array([[w / min(h, w), 0, 0], [0, h / min(h, w), 0]], np.float32)
 
 # %% ../nbs/37_inference.ipynb #67043abf
-def judge_estimate(
+def flag_estimate(
     estimate: PoseEstimate, # mirrored and inverted still as probabilities
     min_confidence: float, # below it an image is flagged
     shape: tuple[int, int], # (h, w) of the frame
@@ -148,7 +148,8 @@ def judge_estimate(
     "From probabilities to flags; a flagged image gets the letterboxed frame."
     if estimate.confidence < min_confidence:
         return estimate._replace(affine=letterboxed(shape), flagged=True, mirrored=False, inverted=False)
-    return estimate._replace(mirrored=bool(estimate.mirrored > MIRRORED), inverted=bool(estimate.inverted > 0.5))
+    return estimate._replace(mirrored=bool(estimate.mirrored > MIRRORED),
+                             inverted=bool(estimate.inverted > 0.5))
 
 # %% ../nbs/37_inference.ipynb #74ace385
 ONNX_FORMAT = "cxr_stn aligner onnx 1"
@@ -247,7 +248,7 @@ class PosePredictor(LoadedGraph):
             answer, = self.run(warp_input(network_input, input_to_image)[None])
         affine = (input_to_image @ np.vstack([answer[0], [0, 0, 1]]))[:2]
         estimate = PoseEstimate(affine, float(answer[2]), False, answer[3], answer[4], lung_map)
-        return judge_estimate(estimate, self.min_confidence, self.frame_size)
+        return flag_estimate(estimate, self.min_confidence, self.frame_size)
 
     def predict(
         self,

@@ -22,16 +22,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import psutil
 import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import BaseModel
 
 from .config import output_path, Params, project_root, read_yaml
+
+if TYPE_CHECKING: import pandas as pd  # half a second to import, for tables only
 
 # %% ../nbs/91_runs.ipynb #a468c6ca
 def _remove(path: Path) -> None:
@@ -103,11 +104,12 @@ def _revision(root: str | os.PathLike) -> dict: # {"revision": 40 hex digits or 
 
 # %% ../nbs/91_runs.ipynb #8a9f983a
 def _versions() -> dict:
-    "The installed version of this package and of each of its requirements"
+    "The installed version of this package and of each requirement, those of the study included"
     try: required = importlib.metadata.requires("cxr_stn") or []
     except importlib.metadata.PackageNotFoundError: required = ["numpy", "pandas", "torch"]
     versions: dict[str, str | None] = {}
-    for name in ["cxr_stn"] + [r.split(";")[0] for r in required if "extra ==" not in r]:
+    used = [r for r in required if "extra ==" not in r or r.endswith(('"study"', "'study'"))]
+    for name in ["cxr_stn"] + [r.split(";")[0] for r in used]:
         name = name.split("[")[0].translate(str.maketrans("<>=!~", "     ")).split()[0]
         try: versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: versions[name] = None
@@ -202,13 +204,14 @@ class Run:
         text = yaml.safe_dump(self.provenance["parameters"], sort_keys=False, allow_unicode=True)
         atomic_write(self.path/"params.yaml", text)
 
-    def write_table(self, name: str, df: pd.DataFrame) -> Path: # "poses" and "poses.csv" are the same table
+    def write_table(self, name: str, df: "pd.DataFrame") -> Path: # "poses" and "poses.csv" are the same table
         "Write a table, without its index, whole or not at all; `OSError` names the file"
         atomic_write(self.path/_csv(name), df.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
         return self.path/_csv(name)
 
-    def read_table(self, name: str) -> pd.DataFrame:
+    def read_table(self, name: str) -> "pd.DataFrame":
         "Read a table that `write_table` wrote; an empty field is a missing value, 'NA' is a string"
+        import pandas as pd
         return pd.read_csv(self.path/_csv(name), keep_default_na=False, na_values=[""])
 
     def __enter__(self) -> Self: return self

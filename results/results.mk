@@ -16,7 +16,7 @@ release: $(READY) ## train the released aligner on real images in CXR_STN_DATA (
 	$(NEEDS_DATA)
 	@mkdir -p runs/release cxr_stn/released
 	$(BIN)/papermill nbs/train.ipynb runs/release/train.ipynb -f $(SETS)/release.yaml $(NIH) --log-output
-	@cp runs/release/aligner.safetensors cxr_stn/released/chest.safetensors
+	@for kind in safetensors onnx; do cp runs/release/aligner.$$kind cxr_stn/released/chest.$$kind; done
 	@cp runs/release/log.csv results/nih14-sample/
 prior-method: $(READY) ## train the method it is compared with on the same images (an hour)
 	$(NEEDS_DATA)

@@ -28,7 +28,8 @@ KEPT = ("classes.csv", "verdict.md", "forest.png", "inputs.csv")
 def four_probabilities(path, out):
     "Predictions of the four findings: the largest of the probabilities that a finding is made of"
     table = pd.read_csv(path)
-    made = {f"prob_{name}": table[[f"prob_{part}" for part in parts]].max(axis=1) for name, parts in FOUR.items()}
+    made = {f"prob_{name}": table[[f"prob_{part}" for part in parts]].max(axis=1) for name,
+            parts in FOUR.items()}
     pd.DataFrame({IMAGE: table[IMAGE]} | made).to_csv(out, index=False)
     return str(out)
 
@@ -37,21 +38,25 @@ def nlp_labels(metadata, images, out, findings):
     "NLP labels of some images, the findings made of those of ChestX-ray14"
     table = metadata[metadata[IMAGE].isin(images)]
     found = table["Finding Labels"].str.split("|").map(set)
-    made = {name: found.map(lambda f, parts=parts: int(bool(f & set(parts)))) for name, parts in findings.items()}
+    made = {name: found.map(lambda f, parts=parts: int(bool(f & set(parts)))) for name,
+            parts in findings.items()}
     pd.DataFrame({IMAGE: table[IMAGE], PATIENT: table[PATIENT]} | made).to_csv(out, index=False)
     return str(out)
 
 
 def comparisons(data, work):
     "name: parameters of `compare_files`"
-    published = {x: data / "nih14-predictions" / f"{name}.csv" for x, name in (("a", "densenet121"), ("b", "retrained"))}
+    published = {x: data / "nih14-predictions" / f"{name}.csv" for x,
+                 name in (("a", "densenet121"), ("b", "retrained"))}
     (work / "four").mkdir()
     whole = {x: str(path) for x, path in published.items()}
     four = {x: four_probabilities(path, work / "four" / path.name) for x, path in published.items()}
     nlp = data / "nih14-sample" / "Data_Entry_2017_v2020.csv"
-    experts = {name: data / "nih14-expert-labels" / f"{name}_findings" / "test_labels.csv" for name in ("all", "four")}
+    experts = {name: data / "nih14-expert-labels" / f"{name}_findings" / "test_labels.csv"
+               for name in ("all", "four")}
     metadata = pd.read_csv(nlp)
-    images = {name: set(pd.read_csv(path).filter(like="Image I").iloc[:, 0]) for name, path in experts.items()}
+    images = {name: set(pd.read_csv(path).filter(like="Image I").iloc[:, 0]) for name,
+              path in experts.items()}
     fourteen = {c[5:]: [c[5:]] for c in pd.read_csv(whole["a"], nrows=0) if c.startswith("prob_")}
     same = {name: nlp_labels(metadata, images[name], work / f"nlp_{name}.csv", findings)
             for name, findings in (("all", fourteen), ("four", FOUR))}
@@ -71,7 +76,8 @@ def main(data, out):
             (out / name).mkdir(parents=True, exist_ok=True)
             for file in KEPT: shutil.copyfile(done.path / file, out / name / file)
             block = f"<!-- {name} -->\n\n{(done.path / 'classes.md').read_text()}\n{done.verdict}\n\n<!-- end -->"
-            page, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page, flags=re.DOTALL)
+            page, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page,
+                                  flags=re.DOTALL)
             assert count == 1, f"the page has no place for {name}"
             print(f"{name}: {done.outcome}")
     atomic_write(out / "README.md", page)

@@ -44,7 +44,7 @@ class Pyramid(nn.Module):
     "A timm backbone and a feature pyramid: from an image to features of all positions and a lung map."
     def __init__(
         self,
-        backbone: str = BUNDLED, weights: str = "bundled", # any convolutional timm model, as in `load_network`
+        backbone: str = BUNDLED, weights: str = "bundled", # a convolutional timm model, as in `load_network`
         width: int = 48, # channels of the pyramid
         hidden: int = 32, # features per position from which the pose is read
     ):

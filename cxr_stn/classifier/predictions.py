@@ -137,7 +137,7 @@ def read_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise ImportError(f"{path}: Parquet files need pyarrow: pip install 'cxr_stn[study]', "
+        raise ImportError(f"{path}: Parquet files need pyarrow: pip install 'cxr_stn[compare]', "
                           "or save the table as CSV") from None
     try: stored = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:

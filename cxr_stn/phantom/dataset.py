@@ -20,8 +20,6 @@ from pathlib import Path
 import cxr_stn.phantom
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from ..geometry import check_box, fit_axes, pixel_to_normalised
 from ..data.chestxray14 import FINDINGS
@@ -54,6 +52,8 @@ def liability_threshold(
     per_patient: float, # images per patient on average
 ) -> float:
     "Threshold of a finding's normal number that gives the wanted share of images."
+    from scipy.optimize import brentq
+    from scipy.stats import norm
     sick = 1 - 1 / per_patient
     def excess(t: float) -> float: return (1 - sick) * norm.sf(t) + sick * norm.sf(t - loading * TILT) - share
     return brentq(excess, -6, 8)
@@ -69,6 +69,7 @@ def patient_table(
     test: float,        # share of patients for the test
 ) -> pd.DataFrame:      # one row per patient, at least enough of them for n_images
     "Patients with sex, age, illness, number of images and split; a longer table begins with the shorter one."
+    from scipy.stats import norm
     uniform = np.random.default_rng([seed, PATIENTS]).random((n_images, 4))
     table = pd.DataFrame({"male": uniform[:, 0] < 0.56, "illness": norm.ppf(uniform[:, 1])})
     table["age"] = np.clip(47 + 16.5 * norm.ppf(uniform[:, 2]) + 3 * table.illness, 3, 94).astype(int)
@@ -110,6 +111,7 @@ def image_table(
     prevalence: float,  # multiplies the share of images with each finding
 ) -> pd.DataFrame:      # one row per image: image, patient, split, view, sex, age and the 14 findings
     "Who is on each image, and with what."
+    from scipy.stats import norm
     patients = patient_table(seed, n_images, per_patient, valid, test)
     owner = np.repeat(np.arange(len(patients)), patients.images)[:n_images]
     mine = patients.iloc[owner].reset_index(drop=True)

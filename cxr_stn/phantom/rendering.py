@@ -141,21 +141,15 @@ class Sheet:
         self.airless = None                                     # a pneumothorax, where no vessels are
 
 # %% ../../nbs/21_phantom.rendering.ipynb #3f67b94a
-def add_dense(
-    sheet: Sheet,
-    layer: np.ndarray,  # (size, size) uint8, share of the air that is replaced
-    sigma: float,       # cm
-) -> None:
-    "Replace air by a finding whose edge is softened by sigma cm."
+def add_dense(sheet: Sheet, layer: np.ndarray, sigma: float) -> None:
+    "Replace air by a finding, a layer whose edge is softened by sigma cm."
     layer = soften(layer, sigma * sheet.canvas.unit)
     sheet.dense = layer if sheet.dense is None else cv2.max(sheet.dense, layer)
 
 def vertical_ramp(
     sheet: Sheet,
-    start: float,       # heights y in cm
-    stop: float,
-    low: int = 0,       # grey values
-    high: int = 255,
+    start: float, stop: float,      # heights y in cm
+    low: int = 0, high: int = 255,  # values there
 ) -> np.ndarray:        # (size, size) uint8
     "A layer that goes evenly from `low` at the height y = start to `high` at y = stop."
     share = between(sheet.y, 1 / (stop - start), -start / (stop - start))

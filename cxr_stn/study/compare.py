@@ -40,15 +40,12 @@ class CompareFilesParams(Params):
     labels: Optional[str] = Field(
         None, description="CSV or Parquet file with a column F or label_F for each finding F: 0, 1, or empty "
                           "where not known. None: the columns label_F of a")
-    patient: Optional[str] = Field(
-        "patient", description="column with the patient, of the labels or of a; none: each image is of "
-                               "another patient")
-    image: Optional[str] = Field(
-        None, description="column with the name of the image, in every file; None: image, 'Image Index', "
-                          "'Image ID', path, file or filename")
-    seed: Optional[str] = Field(
-        None, description="column with the seed of the training, where one file has several; None: seed, if "
-                          "there is such a column")
+    patient: Optional[str] = Field("patient", description="column with the patient, of the labels or of a; "
+                                                          "none: each image is of another patient")
+    image: Optional[str] = Field(None, description="column with the name of the image, in every file; None: "
+                                                   "image, 'Image Index', 'Image ID', path, file or filename")
+    seed: Optional[str] = Field(None, description="column with the seed of the training, where a file has "
+                                                  "several; None: seed, if there is such a column")
     findings: Optional[list[str]] = Field(
         None, min_length=1, description="findings to compare; None: all, which every file must have")
     label_list: str = Field(
@@ -58,17 +55,15 @@ class CompareFilesParams(Params):
         "refuse", description="what a label -1 (uncertain) means")
     split: Optional[str] = Field(
         "test", description="where predictions have a column split, which of them to compare; none: all")
-    common: bool = Field(
-        False, description="compare the images that all files have; otherwise an image that one of them "
-                           "lacks is an error")
+    common: bool = Field(False, description="compare the images that all files have; otherwise an image that "
+                                            "one of them lacks is an error")
     names: Optional[list[str]] = Field(
         None, min_length=2, max_length=2, description="what a and b are called; None: as the files are")
     level: float = Field(.95, gt=.5, lt=1, description="of confidence; the test errs in 1 - level")
     margin: Optional[float] = Field(
         None, gt=0, lt=1, description="a difference of the macro mean AUROC below this does not matter; with "
                                       "it, the verdict may be 'equivalent'")
-    out_dir: str = Field(
-        "comparison", description="folder for tables and figure, relative to the present one")
+    out_dir: str = Field("comparison", description="folder for tables and figure, from the present one")
 
 # %% ../../nbs/67_study.compare.ipynb #2a0563ce
 IMAGE_NAMES = ("image", "image_index", "image_id", "path", "file", "filename") # usual columns of images
@@ -85,7 +80,7 @@ def _listed(names: list[str]) -> str: # "a, b, c and 7 more"
     "Names in a message, the first ten."
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
-
+# %% ../../nbs/67_study.compare.ipynb #62b2ea1f
 @dataclass(frozen=True)
 class Source:
     "A table that was read, and from where."
@@ -116,7 +111,7 @@ class Source:
         "The rows of these images, all of which must be there."
         return replace(self, table=self.table.iloc[pd.Index(self.images).get_indexer(images)])
 
-# %% ../../nbs/67_study.compare.ipynb #3cdefd2b
+# %% ../../nbs/67_study.compare.ipynb #770054c3
 def read_source(
     path: str | os.PathLike, # CSV or Parquet
     image: Optional[str] = None, # column with the names of images; None: the first of IMAGE_NAMES
@@ -138,7 +133,7 @@ def read_source(
     source.refuse(source.images == "", found[0], "is no name of an image")
     return source
 
-# %% ../../nbs/67_study.compare.ipynb #306c1fd0
+# %% ../../nbs/67_study.compare.ipynb #bd894f90
 def prediction_files(
     text: str, # a file, a folder of a run, a pattern, or several of these separated by commas
 ) -> list[Path]: # at least one, sorted within a pattern
@@ -153,7 +148,7 @@ def prediction_files(
         found += files
     return found
 
-
+# %% ../../nbs/67_study.compare.ipynb #ebb6fde9
 def by_seed(
     source: Source,
     column: Optional[str] = None, # with the seed; None: "seed", if there is such a column
@@ -166,7 +161,7 @@ def by_seed(
     source.refuse(seeds == "", name, "is no seed")
     return {seed: replace(source, table=source.table[seeds == seed]) for seed in dict.fromkeys(seeds)}
 
-# %% ../../nbs/67_study.compare.ipynb #f5cd9235
+# %% ../../nbs/67_study.compare.ipynb #701e6a3d
 def _of_split(source: Source, split: Optional[str]) -> Source:
     "The rows of one split; all, where there is no column split."
     if split is None or "split" not in source.table: return source
@@ -198,7 +193,7 @@ def read_arm(
         raise PredictionError(f"{text}: some of these files say a seed and some do not; add a column seed")
     return dict(sorted(arm.items(), key=lambda pair: (len(pair[0]), pair[0])))
 
-# %% ../../nbs/67_study.compare.ipynb #1579f574
+# %% ../../nbs/67_study.compare.ipynb #c05a2974
 def check_seeds(
     a: dict[str, Source], # seed -> predictions
     b: dict[str, Source], # of the other arm
@@ -209,7 +204,7 @@ def check_seeds(
     raise PredictionError(f"{first} has the seeds {_listed(list(a))}, {second} the seeds {_listed(list(b))}: "
                           "trainings are paired by seed, so both arms need the same")
 
-# %% ../../nbs/67_study.compare.ipynb #b54654ed
+# %% ../../nbs/67_study.compare.ipynb #3aa3f900
 def label_columns(
     labels: Source,
     params: CompareFilesParams,
@@ -229,7 +224,7 @@ def prediction_columns(
     named = {finding_key(c[5:]): c for c in source.table if c.startswith("prob_")}
     return named or {finding_key(c): c for c in source.table if finding_key(c) in known}
 
-# %% ../../nbs/67_study.compare.ipynb #5c185fb6
+# %% ../../nbs/67_study.compare.ipynb #3df0bc8b
 def listed_findings(
     labels: Source,
     column: str, # with findings separated by |
@@ -252,7 +247,7 @@ def known_findings(
         return columns, False
     return set().union(*listed_findings(labels, params.label_list)), True
 
-# %% ../../nbs/67_study.compare.ipynb #46e67993
+# %% ../../nbs/67_study.compare.ipynb #259fc7fd
 def shared_findings(
     sources: list[Source], # predictions
     labels: Source,
@@ -277,7 +272,7 @@ def shared_findings(
                               f"{_listed(sorted(known))}. {hint}")
     return {key: names[key] for key in order}
 
-# %% ../../nbs/67_study.compare.ipynb #8eb27b8f
+# %% ../../nbs/67_study.compare.ipynb #0d12d2ca
 def shared_images(
     sources: list[Source], # predictions
     labels: Source,
@@ -298,7 +293,7 @@ def shared_images(
                                   "by common (--common)")
     return shared
 
-# %% ../../nbs/67_study.compare.ipynb #18d0fa17
+# %% ../../nbs/67_study.compare.ipynb #6cc1eaef
 LABEL_WORDS = dict.fromkeys(["0", "0.0", "no", "false", "negative"], 0.) | dict.fromkeys(
     ["1", "1.0", "yes", "true", "positive"], 1.) | dict.fromkeys(["", "nan"], np.nan) | dict.fromkeys(
     ["-1", "-1.0", "uncertain", "hedge"], -1.) # what a label may be, without capitals; -1: uncertain
@@ -319,7 +314,7 @@ def label_values(
     labels.refuse(values == -1, column, why)
     return values
 
-
+# %% ../../nbs/67_study.compare.ipynb #f07a0ad7
 def probability_values(
     source: Source, # N rows
     column: str,
@@ -330,7 +325,7 @@ def probability_values(
     source.refuse(~((values >= 0) & (values <= 1)), column, why)
     return values
 
-# %% ../../nbs/67_study.compare.ipynb #66c36f58
+# %% ../../nbs/67_study.compare.ipynb #4297b600
 def score_array(
     arm: dict[str, Source], # S trainings
     images: list[str],      # N
@@ -357,7 +352,7 @@ def label_array(
     columns = label_columns(labels, params)
     return np.stack([label_values(labels, columns[key], params.uncertain) for key in findings], 1)
 
-# %% ../../nbs/67_study.compare.ipynb #622c279e
+# %% ../../nbs/67_study.compare.ipynb #34311fcf
 def check_same_labels(
     one: np.ndarray,   # (N, C) labels of the first file
     other: np.ndarray, # (N, C) of another
@@ -368,7 +363,7 @@ def check_same_labels(
     different = ~((one == other) | (np.isnan(one) & np.isnan(other))).all(1)
     source.refuse(different, source.image, f"has other labels in {first.path}: one of the files is wrong")
 
-# %% ../../nbs/67_study.compare.ipynb #117fff35
+# %% ../../nbs/67_study.compare.ipynb #3d7dd18c
 def patients_of(
     sources: list[Source], # labels and predictions, N rows each
     column: Optional[str], # None: each image is of another patient
@@ -383,7 +378,7 @@ def patients_of(
                           f"{_listed(list(sources[0].table))}. Name it by patient (--patient), or say none "
                           "if each image is of another patient")
 
-# %% ../../nbs/67_study.compare.ipynb #49ca2c0b
+# %% ../../nbs/67_study.compare.ipynb #e03a5c71
 def arm_names(
     a: list[Source], # of one arm
     b: list[Source], # of the other
@@ -406,7 +401,7 @@ class FileStudy:
     inputs: pd.DataFrame # role, file, seed, rows, sha256 of each file that was read
     predicted: int       # images with predictions, of which some may not be compared
 
-# %% ../../nbs/67_study.compare.ipynb #b51bd75a
+# %% ../../nbs/67_study.compare.ipynb #8f050820
 def _input_table(parts: list[tuple[str, str, Source]]) -> pd.DataFrame:
     "Which files were read, and their hashes."
     hashes = {s.path: hashlib.sha256(Path(s.path).read_bytes()).hexdigest() for _, _, s in parts}
@@ -440,7 +435,7 @@ def load_files(
     inputs = _input_table([*parts, ("labels", "", labels)])
     return FileStudy(study, inputs, len(set().union(*(set(s.images) for s in sources))))
 
-# %% ../../nbs/67_study.compare.ipynb #8cf789e9
+# %% ../../nbs/67_study.compare.ipynb #454eff55
 @dataclass(frozen=True)
 class FileComparison:
     "A comparison of files: its numbers and where they were written."
@@ -463,7 +458,7 @@ def detectable_column(
     se = np.hypot(table["se_patients"], table["se_seeds"].fillna(0))
     return [detectable_difference(*pair, level) for pair in zip(se, table["df"])]
 
-# %% ../../nbs/67_study.compare.ipynb #f4b4a522
+# %% ../../nbs/67_study.compare.ipynb #5075e25c
 def _notes(read: FileStudy, params: CompareFilesParams) -> list[str]:
     "What limits the comparison."
     images = len(read.study.images)
@@ -483,13 +478,13 @@ def _forest(table: pd.DataFrame, arm: str, level: float, folder: Path) -> list[s
         import matplotlib.pyplot as plt
         from cxr_stn.study.figures import plot_forest, save_figure
     except ImportError as error:
-        return [f"No forest plot: it needs {error.name}. pip install 'cxr_stn[study]'"]
+        return [f"No forest plot: it needs {error.name}. pip install 'cxr_stn[compare]'"]
     figure = plot_forest(table, [arm], level)
     save_figure(figure, folder, "forest")
     plt.close(figure)
     return []
 
-# %% ../../nbs/67_study.compare.ipynb #89ac02d7
+# %% ../../nbs/67_study.compare.ipynb #15563714
 def compare_files(
     params: CompareFilesParams,
 ) -> FileComparison: # what was also written into the folder

@@ -62,7 +62,8 @@ def corners_apart(aligner, images):
     with torch.no_grad(): theirs = predict_poses(network, torch.from_numpy(inputs[:, None]).float() / 255)
     flagged = (theirs.confidence < network.min_confidence).numpy()
     corners, apart = np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]).T, [0.0]
-    for estimate, affine, refused in zip(aligner.predict(inputs), theirs.affine.numpy(), flagged, strict=True):
+    for estimate, affine, refused in zip(aligner.predict(inputs), theirs.affine.numpy(), flagged,
+                                         strict=True):
         assert estimate.flagged == refused
         if not refused: apart.append(np.abs((estimate.affine - affine) @ corners).max())
     return max(apart) * max(aligner.frame_size) / 2

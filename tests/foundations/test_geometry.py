@@ -146,7 +146,8 @@ def test_a_family_stays_within_its_bounds_and_its_freedom(family, data):
 def test_matrices_of_torch_and_of_opencv_are_the_same_map(affine, image, frame):
     "affine_to_matrix and back; torch has 32 bits for a theta"
     matrix = affine_to_matrix(affine, image, frame)
-    torch.testing.assert_close(torch.from_numpy(matrix_to_affine(matrix, image, frame)), affine.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(matrix_to_affine(matrix, image, frame)), affine.float(),
+                               rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(matrix[..., 2, :], [[0, 0, 1]], atol=1e-12)
     np.testing.assert_allclose(affine_to_matrix(affine.numpy(), image, frame), matrix, rtol=0, atol=0)
 

@@ -32,7 +32,8 @@ def test_killed_while_writing_leaves_the_old_file(tmp_path):
     assert len(litter(tmp_path)) == 1, "the half file has a name of its own"
     (tmp_path/"checkpoints").mkdir()
     (tmp_path/"checkpoints"/".part-0-last.ckpt").write_text("half")
-    with Run(tmp_path, {}): assert sorted(litter(tmp_path)) == [".lock", ".owner.json"], "the next run sweeps it away"
+    with Run(tmp_path, {}):
+        assert sorted(litter(tmp_path)) == [".lock", ".owner.json"], "the next run sweeps it away"
     assert litter(tmp_path/"checkpoints") == []
 
 def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
@@ -108,7 +109,8 @@ def test_second_process_is_refused_and_a_killed_one_succeeded(tmp_path):
     assert litter(tmp_path) == []
 
 def test_of_many_that_find_a_stale_lock_one_wins(tmp_path):
-    for name in (".lock", ".owner.json"): (tmp_path/name).write_text("left behind by a process that was killed")
+    for name in (".lock", ".owner.json"):
+        (tmp_path/name).write_text("left behind by a process that was killed")
     crowd = [python(HOLD.format(folder=str(tmp_path))) for _ in range(6)]
     said = [p.stdout.readline().split()[0] for p in crowd]
     for p in crowd: p.communicate("\n")

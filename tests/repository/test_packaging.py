@@ -1,9 +1,12 @@
 """A source archive is whole: a wheel is built from it, elsewhere and without network, and holds all that the
 package needs."""
-import email, shutil, subprocess, sys, tarfile, zipfile
+import email, os, shutil, subprocess, sys, tarfile, zipfile
 
 import pytest
 from helpers import ROOT
+
+from cxr_stn.data.images import write_png
+from cxr_stn.phantom.dataset import Phantom
 
 
 def run(*words, cwd):
@@ -14,8 +17,8 @@ def run(*words, cwd):
 
 def copy_sources(to):
     "The repository without git, results and what earlier builds left, which would add files to the archive"
-    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "nbs", "results",
-                                  "runs", "tests")
+    skip = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "results", "runs",
+                                  "tests")
     return shutil.copytree(ROOT, to, ignore=skip)
 
 
@@ -57,17 +60,45 @@ def test_the_archive_holds_what_setup_reads(sdist):
 def test_the_wheel_holds_the_package(wheel):
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT/"cxr_stn").rglob("*.py")}
     assert len(modules) > 50
-    assert {*modules, "cxr_stn/py.typed", "cxr_stn/released/chest.safetensors"} <= set(wheel.namelist())
-    assert wheel.read("cxr_stn/released/chest.safetensors") == \
-        (ROOT/"cxr_stn/released/chest.safetensors").read_bytes()
+    released = [f"cxr_stn/released/chest{ending}" for ending in (".onnx", ".safetensors")]
+    assert {*modules, "cxr_stn/py.typed", *released} <= set(wheel.namelist())
+    for name in released: assert wheel.read(name) == (ROOT/name).read_bytes()
+    notebooks = {"train.ipynb", "align.ipynb", "00_the_whole_method.ipynb", "params/nih.yaml"}
+    assert {f"cxr_stn/notebooks/{name}" for name in notebooks} <= set(wheel.namelist())
 
 
 def test_the_wheel_says_what_it_needs(wheel):
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"dev", "baselines", "data", "fast"} == set(metadata.get_all("Provides-Extra"))
-    assert "fastcore>=1.7" in metadata.get_all("Requires-Dist")
+    extras = {"study", "compare", "dicom", "monai", "itk", "baselines", "data", "dev"}
+    assert extras == set(metadata.get_all("Provides-Extra"))
+    base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert "onnxruntime>=1.19" in base and not [line for line in base
+                                                if line.startswith(("torch", "jupyter"))]
+
+
+NOT_THERE = ["torch", "torchvision", "pytorch_lightning", "timm", "albumentations", "jupyter", "papermill",
+             "scipy",
+             "matplotlib", "seaborn", "sklearn", "pyarrow", "safetensors", "pydicom"]
+ALIGN = """import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # what is None there cannot be imported
+import cxr_stn
+assert cxr_stn.__file__.startswith(sys.argv[2]), cxr_stn.__file__
+from cxr_stn.cli import main
+sys.exit(main(["align", "-i", "radiographs", "-o", "aligned", "--report"]))
+"""
+
+def test_the_wheel_aligns_from_an_empty_folder_without_the_extras(wheel, tmp_path):
+    site, phantom = tmp_path/"site", Phantom(n_images=3, size=96, seed=1)
+    wheel.extractall(site)
+    (tmp_path/"empty"/"radiographs").mkdir(parents=True)
+    for i in range(3): write_png(tmp_path/"empty"/"radiographs"/f"{i}.png", phantom[i].image)
+    done = subprocess.run([sys.executable, "-c", ALIGN, " ".join(NOT_THERE), str(site)], cwd=tmp_path/"empty",
+                          env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 aligned, 0 flagged, 0 failed" in done.stdout + done.stderr
+    assert (tmp_path/"empty"/"aligned"/"report.html").is_file()
 
 
 def test_without_its_manifest_the_archive_cannot_be_built_from(tmp_path):
@@ -77,4 +108,4 @@ def test_without_its_manifest_the_archive_cannot_be_built_from(tmp_path):
     unpacked.mkdir()
     folder = make_sdist(source, unpacked)
     assert not (folder/"settings.ini").exists()
-    with pytest.raises(AssertionError, match="lib_name"): make_wheel(folder, tmp_path)
+    with pytest.raises(AssertionError, match="study_requirements"): make_wheel(folder, tmp_path)

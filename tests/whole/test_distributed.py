@@ -38,7 +38,8 @@ def train(program, what, folder, name, given):
 
 def failing(run, given):
     given = dict(given, out_dir=run, cache_dir=run.parent / "cache")
-    done = subprocess.run([sys.executable, *TORCHRUN, "aligner", *[w for n, v in given.items() for w in ("-p", n, str(v))]],
+    done = subprocess.run([sys.executable, *TORCHRUN, "aligner",
+                           *[w for n, v in given.items() for w in ("-p", n, str(v))]],
                           cwd=ROOT, text=True, capture_output=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
 

@@ -357,7 +357,8 @@ for k in range(10**6): Run(out, {}).close()
     for after in np.random.default_rng(1).uniform(0, .3, 5):
         kill(program, tmp_path, tmp_path/"run", 0, after=after)
         with Run(tmp_path/"run", {}): pass
-    limited = python(BEGIN + LIMITED + "from cxr_stn.runs import Run; Run(out, {})", tmp_path, tmp_path/"full", 0)
+    limited = python(BEGIN + LIMITED + "from cxr_stn.runs import Run; Run(out, {})", tmp_path,
+                     tmp_path/"full", 0)
     assert "cannot write" in limited.communicate()[1] and not (tmp_path/"full"/".lock").exists()
     for folder in ("run", "full"): atomic_write(tmp_path/folder/"free", "")
     run(BEGIN + "from cxr_stn.runs import Run" + READY + "Run(out, {}).close()", tmp_path, tmp_path/"run", 0)
