@@ -185,13 +185,16 @@ def test_dicom_in_and_out(command, place, tmp_path):
     ds.PatientName, ds.PixelSpacing = "Secret^Name", [0.5, 0.5]
     ds.save_as(source/"a.dcm")
     write_png(source/"b.png", Phantom(n_images=1, size=64)[0].image)
-    code, said, errors = command("align", "-i", source, "-o", tmp_path/"out", "--size", "mm=0.5", "--dicom-out")
+    code, said, errors = command("align", "-i", source, "-o", tmp_path/"out", "--size", "mm=0.5",
+                                 "--dicom-out")
     assert code == 1 and "b.png" in errors and "a.dcm" not in errors
     row = transforms(tmp_path/"out").loc["a.dcm"]
     assert row["spacing_row"] == .5 and row["photometric"] == ds.PhotometricInterpretation
     derived = pydicom.dcmread(tmp_path/"out"/"dicom"/"a.dcm")
-    assert "DERIVED" in derived.ImageType and derived.pixel_array.shape == (row["output_height"], row["output_width"])
-    for path in (tmp_path/"out").rglob("*.*"): assert path.suffix == ".dcm" or b"Secret" not in path.read_bytes()
+    assert "DERIVED" in derived.ImageType
+    assert derived.pixel_array.shape == (row["output_height"], row["output_width"])
+    for path in (tmp_path/"out").rglob("*.*"):
+        assert path.suffix == ".dcm" or b"Secret" not in path.read_bytes()
 
 @pytest.mark.data("nih14-sample")
 def test_lungs_come_out(command, place, tmp_path):
@@ -322,7 +325,8 @@ def test_notebooks(command, tmp_path):
 def test_export(command, place, tmp_path):
     code, said, _ = command("export", place/"aligner.safetensors", "-o", tmp_path/"mine.onnx")
     assert code == 0 and said.strip() == str(tmp_path/"mine.onnx")
-    assert command("align", "-i", "list.txt", "-o", tmp_path/"out", "--checkpoint", tmp_path/"mine.onnx")[0] == 0
+    words = ("align", "-i", "list.txt", "-o", tmp_path/"out", "--checkpoint", tmp_path/"mine.onnx")
+    assert command(*words)[0] == 0
     assert command("export", tmp_path/"none")[0] == 2
 
 def test_compare(command, tmp_path):
