@@ -22,7 +22,7 @@ from typing import Any, cast, Optional
 from pydantic import Field
 
 from . import __version__
-from .config import ParameterError, Params
+from .config import Params
 
 # %% ../nbs/85_cli.ipynb #a438f6ce
 @dataclass(frozen=True)

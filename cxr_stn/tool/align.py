@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from ..config import input_path, output_path, Params
-from ..runs import atomic_write, claim, Run
+from ..runs import claim, Run
 from ..data.chestxray14 import MetadataError, read_rows
 from ..data.datasets import evenly_spaced, ImageDataset, load_folder
 from ..data.dicom import list_radiographs, read_radiograph
