@@ -30,8 +30,8 @@ class RestoreParams(Params):
     "All decisions of the way back."
     input: str = Field(
         description="what to carry back: a folder of maps or masks, named as the aligned images (PNG, "
-                    "another image format, or NumPy's .npy), or a CSV file of boxes with columns image, left, "
-                    "top, right, bottom in pixels of the aligned images")
+                    "another image format, or NumPy's .npy), or a CSV file of boxes with columns image, "
+                    "left, top, right, bottom in pixels of the aligned images")
     transforms: str = Field(description="folder of the alignment, or its transforms.csv")
     out_dir: str = Field(description="folder for what was carried back, in pixels of the originals")
     interpolation: Interpolation = Field(
