@@ -77,7 +77,7 @@ def write_map(
     np.save(data, values, allow_pickle=False)
     atomic_write(path, data.getvalue())
 
-
+# %% ../../nbs/83_tool.restore.ipynb #5bdc8290
 def restore_one(
     params: RestoreParams,
     folder: Path, # of the maps
@@ -109,7 +109,7 @@ def restore_maps(
         reasons = [reason or "" for reason in tqdm(work, total=len(maps), unit="map", disable=quiet)]
     return pd.DataFrame({"map": [path.relative_to(folder).as_posix() for path, _ in maps], "reason": reasons})
 
-
+# %% ../../nbs/83_tool.restore.ipynb #185c36c3
 def restore(
     params: RestoreParams,
     progress: bool | None = None, # show a bar; None: in a terminal only
