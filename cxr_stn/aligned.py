@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Interpolation', 'MAX_LABELS', 'Pose', 'map_points', 'map_boxes', 'MapsPoints', 'rescale_matrix',
            'choose_interpolation', 'resample_linear', 'resample_majority', 'source_points', 'resample_nearest',
-           'check_fill', 'resample_filled', 'check_values', 'MapsArrays', 'HasLungs', 'HasSpacing', 'tfm_text',
+           'check_fill', 'check_values', 'resample_filled', 'MapsArrays', 'HasLungs', 'HasSpacing', 'tfm_text',
            'WritesTransforms', 'read_number', 'read_flag', 'read_row', 'Aligned']
 
 # %% ../nbs/04_aligned.ipynb #cf95f1f0
@@ -174,7 +174,18 @@ def check_fill(
         raise ValueError(f"fill = {fill!r}: an array of {dtype} cannot hold it; convert the array first")
     return value
 
-# %% ../nbs/04_aligned.ipynb #41d528f2
+# %% ../nbs/04_aligned.ipynb #45617a01
+def check_values(
+    values: ArrayLike, # what somebody wants carried
+) -> np.ndarray: # (H, W) or (H, W, C), bool or real numbers
+    "An array that can be resampled; ValueError says what is wrong with it."
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf": raise ValueError(f"an array of {values.dtype} holds no real numbers")
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise ValueError(f"an array has the shape (H, W) or (H, W, C), channels last, not {values.shape}")
+    return values
+
+# %% ../nbs/04_aligned.ipynb #15336ec0
 def resample_filled(
     values: ArrayLike, # (H, W) or (H, W, C), bool or numbers
     matrix: np.ndarray, # (3, 3) output pixel centre -> pixel centre of `values`
@@ -193,16 +204,7 @@ def resample_filled(
                        abs(y - (values.shape[0] - 1) / 2) - values.shape[0] / 2) > 1e-9] = fill
     return carried.reshape(*shape, *values.shape[2:])
 
-
-def check_values(values: ArrayLike) -> np.ndarray:
-    "An array that can be resampled: (H, W) or (H, W, C), bool or real numbers; ValueError otherwise."
-    values = np.asarray(values)
-    if values.dtype.kind not in "biuf": raise ValueError(f"an array of {values.dtype} holds no real numbers")
-    if values.ndim not in (2, 3) or 0 in values.shape:
-        raise ValueError(f"an array has the shape (H, W) or (H, W, C), channels last, not {values.shape}")
-    return values
-
-# %% ../nbs/04_aligned.ipynb #e4317225
+# %% ../nbs/04_aligned.ipynb #8bda5634
 class MapsArrays(MapsPoints):
     "Masks, labels, heat maps and images both ways."
     image: np.ndarray # (h, w) or (h, w, C), the aligned image
@@ -239,7 +241,7 @@ class MapsArrays(MapsPoints):
         matrix = rescale_matrix(self.shape, array.shape) @ np.linalg.inv(self.matrix)
         return resample_filled(array, matrix, self._original(), interpolation, fill)
 
-# %% ../nbs/04_aligned.ipynb #82157d7e
+# %% ../nbs/04_aligned.ipynb #7c4fc657
 class HasLungs(MapsArrays):
     "The lungs as the aligner's own network sees them: coarse, see `lungs`."
     lung_map: np.ndarray | None # (m, m) float32, probability of lung; None: unknown
@@ -263,7 +265,7 @@ class HasLungs(MapsArrays):
         "The lungs on the original, inside and outside the frame, as coarse as `lungs`; ValueError as there."
         return self._resample_map(np.linalg.inv(self.matrix), self._original())
 
-# %% ../nbs/04_aligned.ipynb #470fdcf8
+# %% ../nbs/04_aligned.ipynb #68c0a906
 class HasSpacing(MapsArrays):
     "The transform in millimetres, where the size of the original's pixels is known."
     spacing: tuple[float, float] | None # (row, column) of the original in millimetres; None: unknown
@@ -290,7 +292,7 @@ class HasSpacing(MapsArrays):
         row, column = self.aligned_spacing
         return self._millimetres() / [column, row, 1]
 
-# %% ../nbs/04_aligned.ipynb #b792e3e7
+# %% ../nbs/04_aligned.ipynb #a6fa8e5b
 def tfm_text(
     affine: np.ndarray, # (3, 3) points (x, y, 1) in millimetres -> the same
     dimensions: int = 3, # 2 or 3; in three, z stays as it is
@@ -304,7 +306,7 @@ def tfm_text(
             f"Transform: AffineTransform_double_{dimensions}_{dimensions}\n"
             f"Parameters: {numbers}\nFixedParameters: {' '.join(['0'] * dimensions)}\n")
 
-# %% ../nbs/04_aligned.ipynb #b70ba241
+# %% ../nbs/04_aligned.ipynb #81b5635f
 class WritesTransforms(HasSpacing):
     "The transform in millimetres as a file."
 
@@ -318,7 +320,7 @@ class WritesTransforms(HasSpacing):
         from cxr_stn.runs import atomic_write
         atomic_write(path, tfm_text(self.physical(), dimensions))
 
-# %% ../nbs/04_aligned.ipynb #ac9fdab8
+# %% ../nbs/04_aligned.ipynb #af6e3fe5
 def read_number(
     row: Any, # mapping or pandas Series
     name: str, # of the column
@@ -336,7 +338,7 @@ def read_flag(row: Any, name: str) -> bool:
     if text not in ("true", "false"): raise ValueError(f"column {name!r}: {row[name]!r} is not True or False")
     return text == "true"
 
-# %% ../nbs/04_aligned.ipynb #674e6eb8
+# %% ../nbs/04_aligned.ipynb #8fd2f052
 def read_row(
     row: Any, # mapping or pandas Series, of transforms.csv
 ) -> dict[str, Any]: # the fields of `Aligned` but the image, and "shape": (h, w)
@@ -356,7 +358,7 @@ def read_row(
             "original_shape": sides("height", "width"), "shape": sides("output_height", "output_width"),
             "spacing": spacing if all(0 < side < math.inf for side in spacing) else None}
 
-# %% ../nbs/04_aligned.ipynb #4677ea48
+# %% ../nbs/04_aligned.ipynb #36006b09
 @dataclass(frozen=True, eq=False)
 class Aligned(HasLungs, WritesTransforms):
     """An aligned image, and the transform that made it.

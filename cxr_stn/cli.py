@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['ALIGN', 'RESTORE', 'COMPARE', 'EXPORT', 'EXTRAS', 'INFO', 'NOTEBOOKS', 'COMMANDS', 'Command', 'options_class',
-           'add_option', 'parse_options', 'run_align', 'run_restore', 'run_compare', 'ExportParams', 'run_export',
-           'InfoParams', 'run_info', 'NotebooksParams', 'find_notebooks', 'run_notebooks', 'show_commands',
-           'as_options', 'main']
+           'add_option', 'parse_options', 'say_failed', 'run_align', 'run_restore', 'run_compare', 'ExportParams',
+           'run_export', 'InfoParams', 'run_info', 'NotebooksParams', 'find_notebooks', 'run_notebooks',
+           'show_commands', 'as_options', 'main']
 
-# %% ../nbs/85_cli.ipynb #7a93fb1f
+# %% ../nbs/85_cli.ipynb #10acb9c4
 import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, cast, Optional
 
 from pydantic import Field
 
@@ -41,7 +41,7 @@ class Command:
         module, name = self.params.split(":")
         return getattr(import_module(module), name)
 
-# %% ../nbs/85_cli.ipynb #5b47f592
+# %% ../nbs/85_cli.ipynb #f25916d6
 def options_class(
     command: Command,
 ) -> type: # a pydantic model
@@ -50,18 +50,18 @@ def options_class(
     from pydantic_settings import CliPositionalArg, CliSuppress
     changed, given = {}, command.params_class()
     for name, info in given.model_fields.items():
-        kind: Any = info.annotation
+        kind, needed = cast(Any, info.annotation), Field(description=info.description)
         if name in command.hidden: changed[name] = (CliSuppress[kind], info)
-        elif name in command.positional: changed[name] = (CliPositionalArg[kind], Field(description=info.description))
-        elif name in command.needed: changed[name] = (kind, Field(description=info.description))
+        elif name in command.positional: changed[name] = (CliPositionalArg[kind], needed)
+        elif name in command.needed: changed[name] = (kind, needed)
     return create_model(given.__name__, __base__=given, __doc__=command.description, **changed)
 
 
 def add_option(parser: Any, *flags: str, **settings: Any) -> Any:
-    "What argparse's `add_argument` does, with a placeholder in capitals, and without defaults that say nothing."
+    "argparse's `add_argument`, with a placeholder in capitals, and without defaults that say nothing."
     name = settings.get("dest", flags[0]).split(".")[-1].split(":")[-1]
     if settings.get("metavar", "{")[0] != "{": settings["metavar"] = name.upper().replace("-", "_")
-    if settings.get("help"): settings["help"] = re.sub(r" \((default: (None|False)|required)\)", "", settings["help"])
+    settings["help"] = re.sub(r" \((default: (None|False)|required)\)", "", settings.get("help") or "")
     return argparse.ArgumentParser.add_argument(parser, *sorted(flags, key=len), **settings)
 
 
@@ -73,8 +73,8 @@ def parse_options(
     "The parameters that somebody has typed; ParameterError, or SystemExit with a message from argparse."
     from pydantic import create_model
     from pydantic_settings import BaseSettings, CliSettingsSource, CliSubCommand
-    kind: Any = CliSubCommand[options_class(command)]
-    settings: Any = create_model("Settings", __base__=BaseSettings, **{name: (kind, Field(description=command.summary))})
+    kind: Any = (CliSubCommand[options_class(command)], Field(description=command.summary))
+    settings: Any = create_model("Settings", __base__=BaseSettings, **{name: kind})
     source = CliSettingsSource(
         settings, cli_prog_name="cxr-stn", cli_parse_args=[name, *words], cli_kebab_case=True,
         cli_implicit_flags="toggle", cli_hide_none_type=True, cli_avoid_json=True, cli_enforce_required=True,
@@ -82,26 +82,37 @@ def parse_options(
         add_argument_method=add_option)
     return command.params_class()(**source().get(name, {}))
 
-# %% ../nbs/85_cli.ipynb #6fb437ba
+# %% ../nbs/85_cli.ipynb #fdd12bee
+def say_failed(
+    names: Iterable[str], # of what failed
+    reasons: Iterable[str], # one each
+) -> None:
+    "Say what failed, the first ten by name."
+    lines = [f"{name}: {reason}" for name, reason in zip(names, reasons)]
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    for line in lines[:10] + more: print(line, file=sys.stderr)
+
+
 def run_align(
     params: Any, # AlignParams
 ) -> int: # exit code: 0 if all images could be used, else 1
     "Align images, and say how it went."
     from cxr_stn.tool.align import align_images, load_aligner, open_images
     from cxr_stn.report import count_outcomes
+    if params.input is None:
+        raise ValueError("--input: none means nothing here; write ./none if it is a name")
     params = params.model_copy(update={"out_dir": os.path.abspath(os.path.expanduser(params.out_dir))})
     images = open_images(params)
     table, written = align_images(params, images, load_aligner(params))
     failed = table[table["status"] == "failed"]
-    for name, reason in zip(failed["image"].head(10), failed["reason"]): print(f"{name}: {reason}", file=sys.stderr)
-    if len(failed) > 10: print(f"and {len(failed) - 10} more, see failures.csv", file=sys.stderr)
+    say_failed(failed["image"], failed["reason"])
     if written: print(f"{params.out_dir}: {', '.join(written)}")
     elif params.shard != "1/1": print("the tables are written by the shard that finishes last")
     counts = count_outcomes(table.to_dict("records"))
     print(", ".join(f"{count} {what}" for what, count in counts.items()))
     return 1 if counts["failed"] else 0
 
-# %% ../nbs/85_cli.ipynb #c7da0ce8
+# %% ../nbs/85_cli.ipynb #1d438bc5
 ALIGN = Command(
     "align chest X-rays: one file, a folder, or a list", """\
 Align chest X-rays: find the lungs in each image, and cut, rotate and scale it so that they come to lie where
@@ -109,7 +120,7 @@ they lie in all others. The originals are only read.
 
     cxr-stn align -i radiographs -o aligned
     cxr-stn align -i patient.png -o aligned --size 512x410
-    cxr-stn align -i list.csv -o aligned --boxes nodules.csv
+    cxr-stn align -i list.csv -o aligned --boxes nodules.csv --report
 
 In the output folder:
     images/          the aligned images as PNG, with the names and bit depth of the originals
@@ -117,15 +128,18 @@ In the output folder:
     failures.csv     which images could not be used, and why
     aligner.json     which aligner it was; params.yaml, provenance.json: with what parameters, when, where
 
-An image without recognisable lungs is flagged: it is letterboxed and not aligned. If the command is interrupted,
-the same command goes on where it was. It uses all cores; several machines share the work by --shard.
+    masks/, dicom/, boxes.csv, report.html     if they are asked for, see below
+
+An image without recognisable lungs is flagged: it is letterboxed and not aligned. If the command is
+interrupted, the same command goes on where it was. It uses all cores; several machines share the work by
+--shard.
 
 The last line counts the images that were aligned, flagged and failed. Exit code 0: all done; 1: some images
 failed, or writing did; 2: the arguments are wrong.""",
-    "cxr_stn.tool.align:AlignParams", run_align, needed=("input", "out_dir"), hidden=("data", "data_dir", "seed"),
-    short={"input": "i", "out_dir": "o"})
+    "cxr_stn.tool.align:AlignParams", run_align, needed=("input", "out_dir"),
+    hidden=("data", "data_dir", "seed"), short={"input": "i", "out_dir": "o"})
 
-# %% ../nbs/85_cli.ipynb #6bd7c812
+# %% ../nbs/85_cli.ipynb #907d73d7
 def run_restore(
     params: Any, # RestoreParams
 ) -> int: # exit code: 0 if all maps could be carried back, else 1
@@ -133,8 +147,7 @@ def run_restore(
     from cxr_stn.tool.restore import restore
     done = restore(params)
     failed = done[done["reason"] != ""]
-    for name, reason in zip(failed["map"].head(10), failed["reason"]): print(f"{name}: {reason}", file=sys.stderr)
-    if len(failed) > 10: print(f"and {len(failed) - 10} more", file=sys.stderr)
+    say_failed(failed["map"], failed["reason"])
     print(f"{len(done) - len(failed)} restored, {len(failed)} failed")
     return 1 if len(failed) else 0
 
@@ -154,9 +167,10 @@ original, in its own type: PNG for images, .npy for arrays of NumPy.
 
 The last line counts what was restored and failed. Exit code 0: all done; 1: some failed; 2: the arguments are
 wrong.""",
-    "cxr_stn.tool.restore:RestoreParams", run_restore, short={"input": "i", "transforms": "t", "out_dir": "o"})
+    "cxr_stn.tool.restore:RestoreParams", run_restore,
+    short={"input": "i", "transforms": "t", "out_dir": "o"})
 
-# %% ../nbs/85_cli.ipynb #69d7b4f1
+# %% ../nbs/85_cli.ipynb #eecaf20d
 def run_compare(
     params: Any, # CompareFilesParams
 ) -> int: # exit code 0
@@ -169,14 +183,14 @@ def run_compare(
 
 COMPARE = Command(
     "compare two classifiers by their predictions: table, forest plot, verdict", """\
-Compare the predictions of two classifiers for the same images: AUROC per finding with confidence intervals, the
-difference with its p value, what difference could have been found, and a verdict. Needs no torch.
+Compare the predictions of two classifiers for the same images: AUROC per finding with confidence intervals,
+the difference with its p value, what difference could have been found, and a verdict. Needs no torch.
 
     cxr-stn compare standard.csv aligned.csv --labels labels.csv --patient "Patient ID"
     cxr-stn compare 'standard-*.csv' 'aligned-*.csv' --labels labels.csv -o comparison
 
-The findings are the columns prob_F that all files have. Patients with several images are told apart by the column
-of --patient, without which the intervals would be too narrow.
+The findings are the columns prob_F that all files have. Patients with several images are told apart by the
+column of --patient, without which the intervals would be too narrow.
 
 Exit code 0: done; 2: the arguments or the files are wrong.""",
     "cxr_stn.study.compare:CompareFilesParams", run_compare, positional=("a", "b"), short={"out_dir": "o"})
@@ -211,12 +225,12 @@ ONNX runtime can run. Needs torch: pip install 'cxr_stn[study]'.
     cxr-stn align -i radiographs -o aligned --checkpoint runs/train/aligner.onnx""",
     "cxr_stn.cli:ExportParams", run_export, positional=("run",), short={"output": "o"})
 
-# %% ../nbs/85_cli.ipynb #1e567b1a
+# %% ../nbs/85_cli.ipynb #62d588f6
 class InfoParams(Params):
     "Nothing to decide."
 
 
-EXTRAS = {"study": ("torch",), "dicom": ("pydicom",), "monai": ("monai",), "itk": ("SimpleITK",)} # extra -> its packages
+EXTRAS = {"study": "torch", "dicom": "pydicom", "monai": "monai", "itk": "SimpleITK"} # a package of each
 
 
 def run_info(
@@ -232,8 +246,7 @@ def run_info(
         except importlib.metadata.PackageNotFoundError: return "not installed"
     print(f"cxr_stn {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name in ("numpy", "opencv-python-headless", "onnxruntime"): print(f"{name} {version(name)}")
-    for extra, names in EXTRAS.items():
-        for name in names: print(f"{name} {version(name)} (cxr_stn[{extra}])")
+    for extra, name in EXTRAS.items(): print(f"{name} {version(name)} (cxr_stn[{extra}])")
     print(f"devices of onnxruntime: {', '.join(onnxruntime.get_available_providers())}")
     for name in released_aligners():
         aligner = Aligner.load(name)
@@ -272,9 +285,9 @@ def run_notebooks(
     print(f"{folder}: {len(files)} files; begin with {folder / '00_the_whole_method.ipynb'}")
     return 0
 
-# %% ../nbs/85_cli.ipynb #73c2c3d8
+# %% ../nbs/85_cli.ipynb #544e4828
 INFO = Command("say what is installed, which aligners there are, and on what they run",
-               "Say what is installed, which aligners are released with the package, and on what they can run.",
+               "Say what is installed, which aligners are released with the package, and on what they run.",
                "cxr_stn.cli:InfoParams", run_info)
 NOTEBOOKS = Command("copy the study's notebooks into a folder", """\
 Copy the notebooks of the study, with their sets of parameters, out of the package into a folder. They need

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 
 from .geometry import affine_to_matrix
 from .resampling import letterbox, letterbox_matrix, resample
-from .aligned import Aligned, map_points, Pose
+from .aligned import Aligned, Pose
 from .config import CheckpointError, input_path
 from .data.images import to_unit
 
@@ -68,7 +68,7 @@ def find_checkpoint(
     path = given.with_suffix(ending) if given.suffix in (".onnx", ".safetensors") else given
     if path.is_file(): return path
     if ending == ".onnx" and path.with_suffix(".safetensors").is_file():
-        raise FileNotFoundError(f"no file {path}: make it with cxr-stn export {path.with_suffix('.safetensors')}")
+        raise FileNotFoundError(f"no file {path}: make it with cxr-stn export {given}")
     raise FileNotFoundError(f"no file {path}: did the training end? {there}")
 
 # %% ../nbs/37_inference.ipynb #3d3b3b29
@@ -148,7 +148,8 @@ def flag_estimate(
     "From probabilities to flags; a flagged image gets the letterboxed frame."
     if estimate.confidence < min_confidence:
         return estimate._replace(affine=letterboxed(shape), flagged=True, mirrored=False, inverted=False)
-    return estimate._replace(mirrored=bool(estimate.mirrored > MIRRORED), inverted=bool(estimate.inverted > 0.5))
+    return estimate._replace(mirrored=bool(estimate.mirrored > MIRRORED),
+                             inverted=bool(estimate.inverted > 0.5))
 
 # %% ../nbs/37_inference.ipynb #74ace385
 ONNX_FORMAT = "cxr_stn aligner onnx 1"

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from ..runs import atomic_write, Run, writing
 from ..geometry import MATRIX_ENTRIES
 from ..data.images import Radiograph, write_png
+from ..data.dicom_out import write_dicom
 from ..data.dicom_values import header_conflicts
 from ..data.datasets import file_stat, ImageDataset
 from ..aligned import Aligned
@@ -144,6 +145,7 @@ class Job:
     files: list[str] # of the aligned images, relative to `out_dir`
     size: str | float | tuple[int, int] # as `parse_size` gives it
     masks: bool = False # write the lungs as well
+    dicom: bool = False # write the aligned image as a derived DICOM object as well
 
     def settings(self) -> dict: # JSON-ready
         "What every aligned image of a run depends on."
@@ -155,7 +157,15 @@ class Job:
     def outputs(self, i: int) -> list[str]: # relative to `out_dir`, the aligned image first
         "The files that are written for image `i`."
         name = self.files[i].removeprefix("images/")
-        return [self.files[i]] + [f"masks/{name}"] * self.masks
+        return [self.files[i]] + [f"masks/{name}"] * self.masks + [f"dicom/{name[:-4]}.dcm"] * self.dicom
+
+    def source(self, i: int) -> str: # "" for a synthetic radiograph
+        "The file of image `i`."
+        return "" if self.dataset.kind == "phantom" else str(self.dataset.table["path"].iat[i])
+
+    def description(self) -> str: # one line
+        "What tells aligned images from those of another run."
+        return f"cxr_stn aligner {self.aligner.checksum[:12]}, size {self.size}, passes {self.aligner.passes}"
 
 # %% ../../nbs/38_aligner.batch.ipynb #01668440
 class Shard(NamedTuple):
@@ -196,9 +206,9 @@ def is_done(
     out_dir: Path, # of the run
 ) -> bool:
     "Whether an image need not be aligned again."
-    if record["status"] != "aligned" or record["file"] != outputs[0] or record.get("source") != stat: return False
     written = record.get("written")
-    return isinstance(written, dict) and all(
+    if record["status"] != "aligned" or record["file"] != outputs[0]: return False
+    return record.get("source") == stat and isinstance(written, dict) and all(
         name in written and file_stat(out_dir / name)[0] == written[name] for name in outputs)
 
 
@@ -206,7 +216,7 @@ def choose_record(
     records: list[dict], # all of one image
     outputs: list[str], stat: list[int], out_dir: Path, # as for `is_done`
 ) -> dict | None:
-    "The record that holds today: of an image that is done, or of one that failed as it is; None: there is none."
+    "The record that holds today: the image is done, or failed as it is; None: there is no such record."
     done = [record for record in records if is_done(record, outputs, stat, out_dir)]
     failed = [record for record in records if record["status"] == "failed" and record.get("source") == stat]
     return (done or failed or [None])[-1]
@@ -226,7 +236,8 @@ def discard(
 ) -> int: # how many images were removed
     "Remove records and the files that they name, as far as these lie in the folder of the run."
     records = [record for record in read_records(path)[1].values() if record["status"] == "aligned"]
-    for file in (out_dir / name for record in records for name in {record["file"], *record.get("written", ())}):
+    written = {name for record in records for name in (record["file"], *record.get("written", ()))}
+    for file in (out_dir / name for name in written):
         if out_dir.resolve() in file.resolve().parents: file.unlink(missing_ok=True)
     path.unlink()
     return len(records)
@@ -242,8 +253,8 @@ def earlier_records(
         old, found = read_records(path)
         changed = [name for name in settings if old is not None and old.get(name) != settings[name]]
         if changed and not removes:
-            raise ValueError(f"{path}: {', '.join(changed)} changed since these images were aligned, and a shard "
-                             "removes nothing; choose another out_dir, or remove this one")
+            raise ValueError(f"{path}: {', '.join(changed)} changed since these images were aligned, and a "
+                             "shard removes nothing; choose another out_dir, or remove this one")
         if changed:
             print(f"{', '.join(changed)} changed since the last run in this out_dir: its "
                   f"{discard(job.out_dir, path)} images are removed and all images are aligned from scratch",
@@ -259,8 +270,9 @@ def sweep(
     alone: bool, # nobody else is writing any
 ) -> None:
     "Remove half-written files."
-    own = {(path.parent, path.name[-100:]) for i in rows for path in (job.out_dir / name for name in job.outputs(i))}
-    for top in {Path(name).parts[0] for i in rows for name in job.outputs(i)}:
+    paths = [job.out_dir / name for i in rows for name in job.outputs(i)]
+    own = {(path.parent, path.name[-100:]) for path in paths}
+    for top in {path.relative_to(job.out_dir).parts[0] for path in paths}:
         for part in (job.out_dir / top).rglob(".part-*"):
             if alone or (part.parent, part.name.split("-", 2)[-1]) in own: part.unlink(missing_ok=True)
 
@@ -272,8 +284,10 @@ def current_records(
 ) -> dict[int, dict | None]: # row -> record, None: there is none that holds
     "What is known of some images today."
     names, earlier = job.dataset.table["image"], earlier_records(job, removes)
-    return {i: choose_record(earlier.get(names.iat[i], []), job.outputs(i), source_stat(job.dataset, i), job.out_dir)
-            for i in rows}
+    def current(i):
+        stat = source_stat(job.dataset, i)
+        return choose_record(earlier.get(names.iat[i], []), job.outputs(i), stat, job.out_dir)
+    return {i: current(i) for i in rows}
 
 
 def resume(
@@ -308,8 +322,9 @@ def make_record(
     sizes = dict(zip(SIZE_COLUMNS, (*shape, *aligned.shape, *spacing)))
     conflicts = header_conflicts(radiograph, aligned.mirrored, aligned.inverted, aligned.pose.theta)
     said = {name: getattr(radiograph, name) for name in ("view", "photometric", "transfer_syntax")}
-    return {"image": name, "file": file, "status": "aligned", **aligned.pose._asdict(), **flags, **matrix, **sizes,
-            **said, "warnings": "; ".join([*radiograph.warnings, *(() if aligned.flagged else conflicts)])}
+    warnings = "; ".join([*radiograph.warnings, *(() if aligned.flagged else conflicts)])
+    return {"image": name, "file": file, "status": "aligned", **aligned.pose._asdict(), **flags, **matrix,
+            **sizes, **said, "warnings": warnings}
 
 # %% ../../nbs/38_aligner.batch.ipynb #09bd8028
 def write_one(
@@ -319,13 +334,16 @@ def write_one(
     estimate: PoseEstimate, # as `Aligner.predict` gives it
 ) -> dict: # its record
     "Align an image whose pose is known, and write what is wanted of it. ValueError if that cannot be done."
-    frame, image, files = job.aligner.frame_size, radiograph.pixels, [job.out_dir / name for name in job.outputs(i)]
+    frame, image = job.aligner.frame_size, radiograph.pixels
+    files = [job.out_dir / name for name in job.outputs(i)]
     if radiograph.lateral:
         estimate = estimate._replace(affine=letterboxed(frame), flagged=True, mirrored=False, inverted=False)
     shape = output_shape(job.size, frame, estimate.affine, image.shape, radiograph.spacing)
     aligned = job.aligner.warp(image, estimate, shape)
     write_png(files[0], aligned.image)
     if job.masks: write_png(files[1], aligned.lungs.astype(np.uint8) * 255)
+    if job.dicom:
+        write_dicom(files[-1], job.source(i), aligned.image, aligned.matrix, settings=job.description())
     record = make_record(job.dataset.table["image"].iat[i], job.files[i], radiograph, aligned)
     return record | {"written": {name: path.stat().st_size for name, path in zip(job.outputs(i), files)}}
 
@@ -355,7 +373,7 @@ def transform_table(
 ) -> pd.DataFrame: # `TRANSFORM_COLUMNS`
     "Records as a table; sizes are integers, or missing."
     table = pd.DataFrame(records).reindex(columns=TRANSFORM_COLUMNS)
-    return table.astype({name: "Int64" for name in SIZE_COLUMNS[:4]} | {name: float for name in SIZE_COLUMNS[4:]})
+    return table.astype(dict.fromkeys(SIZE_COLUMNS[:4], "Int64") | dict.fromkeys(SIZE_COLUMNS[4:], float))
 
 # %% ../../nbs/38_aligner.batch.ipynb #900a8eb0
 def align_rows(

@@ -38,7 +38,8 @@ class AugmentedDataset(Dataset):
         images: np.ndarray | CachedRows, # (N, S, S) uint8
         settings: AugmentConfig | None = None, # of albumentations' copies; None: the device makes them
         seed: int = 0,
-        truth: tuple[np.ndarray, np.ndarray] | None = None, # true frame -> image (N, 2, 3); lungs (N, S, S) bool
+        truth: tuple[np.ndarray,
+                     np.ndarray] | None = None, # true frame -> image (N, 2, 3); lungs (N, S, S) bool
         grey_sources: np.ndarray | CachedRows | None = None, # (M, S, S) uint8 whose grey values are taken
         histogram_match_p: float = 0.0, # share of images that take them
     ):

@@ -230,6 +230,8 @@ def read_dicom(
     except ImportError: raise ImageError(path, f"reading DICOM needs pydicom: {INSTALL}") from None
     except OSError as error: raise ImageError(path, error.strerror or "it cannot be read") from None
     except (ValueError, zlib.error) as error: raise ImageError(path, str(error)) from None
+    except (AttributeError, LookupError, TypeError, ArithmeticError) as error: # an entry lacks a part
+        raise ImageError(path, f"its header is damaged ({type(error).__name__})") from None
 
 # %% ../../nbs/17_data.dicom.ipynb #713dc7af
 def read_radiograph(

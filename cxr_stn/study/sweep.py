@@ -55,7 +55,8 @@ def is_finished(
     except FileNotFoundError: return False
     if not (folder / "predictions.parquet").exists() or not has_params(folder, params): return False
     if params.aligned_dir or arm["aligner"] is None: return True
-    return arm["aligner"] == hashlib.sha256(find_checkpoint(params.aligner, ".safetensors").read_bytes()).hexdigest()
+    checkpoint = find_checkpoint(params.aligner, ".safetensors")
+    return arm["aligner"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
 
 # %% ../../nbs/66_study.sweep.ipynb #ed8d9096
 def sweep(

@@ -25,17 +25,18 @@ from ..inference import count_cores
 from ..report import read_transforms
 from .align import map_box_table, read_boxes
 
-# %% ../../nbs/83_tool.restore.ipynb #f74ec1da
+# %% ../../nbs/83_tool.restore.ipynb #f525182e
 class RestoreParams(Params):
     "All decisions of the way back."
-    input: str = Field(description="what to carry back: a folder of maps or masks, named as the aligned images "
-                                   "(PNG, another image format, or NumPy's .npy), or a CSV file of boxes with "
-                                   "columns image, left, top, right, bottom in pixels of the aligned images")
+    input: str = Field(
+        description="what to carry back: a folder of maps or masks, named as the aligned images (PNG, "
+                    "another image format, or NumPy's .npy), or a CSV file of boxes with columns image, left, top, "
+                    "right, bottom in pixels of the aligned images")
     transforms: str = Field(description="folder of the alignment, or its transforms.csv")
     out_dir: str = Field(description="folder for what was carried back, in pixels of the originals")
     interpolation: Interpolation = Field(
-        "auto", description="auto (majority for labels, that is, boolean or integer arrays of at most 64 values; "
-                            "linear for all else), linear, majority or nearest")
+        "auto", description="auto (majority for labels, that is, boolean or integer arrays of at most 64 "
+                            "values; linear for all else), linear, majority or nearest")
     fill: float = Field(0, description="value of the pixels outside the frame")
 
 # %% ../../nbs/83_tool.restore.ipynb #bf168fd5
@@ -93,7 +94,7 @@ def restore_one(
         target.unlink(missing_ok=True)  # of an earlier start
         return getattr(error, "reason", str(error))
 
-# %% ../../nbs/83_tool.restore.ipynb #36ab0b2d
+# %% ../../nbs/83_tool.restore.ipynb #cc32eaf6
 def restore_maps(
     params: RestoreParams,
     table: pd.DataFrame, # of transforms
@@ -115,7 +116,8 @@ def restore(
 ) -> pd.DataFrame: # map, reason: empty if it was carried back
     "Carry maps or boxes to the originals; ValueError or FileNotFoundError says what does not fit."
     where, source = input_path(params.transforms), input_path(params.input)
-    if where.is_file() and where.name != "transforms.csv": raise ValueError(f"transforms: {where} is no transforms.csv")
+    if where.is_file() and where.name != "transforms.csv":
+        raise ValueError(f"transforms: {where} is no transforms.csv")
     table = read_transforms(where if where.is_dir() else where.parent)
     if source.is_dir(): return restore_maps(params, table, progress)
     boxes = map_box_table(read_boxes(source), table, False, source)

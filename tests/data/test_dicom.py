@@ -372,6 +372,14 @@ def test_truncation_is_noticed(tmp_path, name, share):
         with pytest.raises(ImageError, match="cut.dcm"): read_dicom(tmp_path / "cut.dcm")
 
 
+def test_headers_that_lack_a_part_are_refused(file, stored):
+    hollow, empty = Dataset(), lut([])
+    hollow.LUTDescriptor = [9, 0, 8]
+    for entries in (dict(VOILUTSequence=[hollow]), dict(ModalityLUTSequence=[hollow]), dict(VOILUTSequence=[empty]),
+                    dict(PhotometricInterpretation="PALETTE COLOR")):
+        with pytest.raises(ImageError, match="x.dcm: "): read_dicom(write(file, stored, **entries))
+
+
 def test_damage_is_never_another_exception(tmp_path, stored):
     data = write(tmp_path / "whole", stored, BitsStored=12, WindowCenter=9, WindowWidth=9).read_bytes()
     random, bad = np.random.default_rng(0), tmp_path / "bad"
