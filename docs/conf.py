@@ -16,7 +16,7 @@ settings = parser["DEFAULT"]
 project, author, copyright = settings["title"], settings["author"], settings["copyright"]
 version = release = settings["version"]
 root_doc = "docs/index"
-extensions = ["myst_nb", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]
 include_patterns = ["**.md", "docs/api/*.rst", "nbs/*.ipynb"]
 exclude_patterns = ["_docs", "runs", "build", "dist", "tests", "tools", "benchmarks", "*venv*", ".*", "**/.*"]
 suppress_warnings = ["toc.not_included"]   # verdicts and tables of results/ are reached by links
