@@ -29,7 +29,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study notebooks readme export clean
+.PHONY: help install test test-slow check study notebooks readme export docs clean
 # the texts behind the targets, then the lines above
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2} \
@@ -105,7 +105,10 @@ notebooks: $(READY) ## execute every notebook in place, then export and readme (
 	@$(BIN)/python tools/notebooks.py execute
 	@$(BIN)/nbdev_clean
 	@$(BIN)/python tools/notebooks.py readme
+docs: $(READY) ## the site of tasks, notebooks and modules, warnings being errors, into _docs/html (2 minutes)
+	@$(BIN)/python -m sphinx -W --keep-going -q -c docs -d _docs/doctrees . _docs/html
+	@echo "== the site: _docs/html/index.html"
 clean: ## remove runs/study/ and what tests leave behind (at once)
-	rm -rf $(STUDY) build dist _proc _docs .pytest_cache .mypy_cache .hypothesis
+	rm -rf $(STUDY) build dist _proc _docs docs/api .pytest_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	find . \( -name .ipynb_checkpoints -o -name '.part-*' \) -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -12,8 +12,8 @@ parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 readme = here / "README.md"
 extras = {name: settings[f"{name}_requirements"].split()
-          for name in ("study", "compare", "dicom", "monai", "itk", "baselines", "data", "dev")}
-extras["dev"] += [r for name in ("study", "compare", "dicom", "monai", "itk") for r in extras[name]]
+          for name in ("study", "compare", "dicom", "monai", "itk", "docs", "baselines", "data", "dev")}
+extras["dev"] += [r for name in ("study", "compare", "dicom", "monai", "itk", "docs") for r in extras[name]]
 
 
 class BuildWithNotebooks(build_py):

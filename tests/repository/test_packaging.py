@@ -71,7 +71,7 @@ def test_the_wheel_says_what_it_needs(wheel):
     [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Requires-Python"] == ">=3.11"
-    extras = {"study", "compare", "dicom", "monai", "itk", "baselines", "data", "dev"}
+    extras = {"study", "compare", "dicom", "monai", "itk", "docs", "baselines", "data", "dev"}
     assert extras == set(metadata.get_all("Provides-Extra"))
     base = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     assert "onnxruntime>=1.19" in base and not [line for line in base
