@@ -82,8 +82,8 @@ def choose_provider(
     if kind != "cuda" or not (number.isdigit() or device == "cuda"):
         raise ValueError(f"device {device!r} is not known; choose auto, cpu, cuda or cuda:1")
     if not has_cuda:
-        raise ValueError(f"device {device!r} cannot be used here: there is no CUDA for ONNX Runtime; choose auto "
-                         "or cpu, or install onnxruntime-gpu in place of onnxruntime")
+        raise ValueError(f"device {device!r} cannot be used here: ONNX Runtime has no CUDA; choose auto or cpu, "
+                         "or install onnxruntime-gpu in place of onnxruntime")
     return "CUDAExecutionProvider", {"device_id": int(number or 0)}
 
 # %% ../nbs/37_inference.ipynb #8a1fbfec
@@ -94,16 +94,16 @@ def check_image(
     image: ArrayLike, # what somebody wants aligned
 ) -> np.ndarray: # (H, W) or (H, W, C), C from 1 to 4; (1, H, W) becomes (H, W)
     "The image as an array; ValueError says what is wrong with it."
-    image = np.asarray(image)
-    if image.dtype not in [np.dtype(name) for name in PIXEL_TYPES]:
+    pixels = np.asarray(image)
+    if pixels.dtype not in [np.dtype(name) for name in PIXEL_TYPES]:
         types = ", ".join(PIXEL_TYPES)
-        raise ValueError(f"an image has pixels of the type {types}, not {image.dtype}; convert it first")
-    if image.ndim == 3 and image.shape[0] == 1 and image.shape[2] > 4: image = image[0]
-    if image.ndim not in (2, 3) or 0 in image.shape or image.shape[2:] > (4,):
+        raise ValueError(f"an image has pixels of the type {types}, not {pixels.dtype}; convert it first")
+    if pixels.ndim == 3 and pixels.shape[0] == 1 and pixels.shape[2] > 4: pixels = pixels[0]
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.shape[2:] > (4,):
         raise ValueError("an image has the shape (H, W), (1, H, W) or (H, W, 1 to 4 channels), "
-                         f"not {image.shape}")
-    if max(image.shape) > 32766: raise ValueError(f"an image of {image.shape}: sides up to 32,766 only")
-    return image
+                         f"not {pixels.shape}")
+    if max(pixels.shape) > 32766: raise ValueError(f"an image of {pixels.shape}: sides up to 32,766 only")
+    return pixels
 
 # %% ../nbs/37_inference.ipynb #c63aee7f
 def to_network_input(

@@ -1,9 +1,10 @@
-"""Compare two published networks on ChestX-ray14, by NLP labels and by radiologists' labels: results/published-networks/.
+"""Compare two published networks on ChestX-ray14, by NLP labels and by radiologists' labels:
+results/published-networks/.
 
     CXR_STN_DATA=folder python tools/published_networks.py [folder for the results]
 
-The folder of the data has `nih14-predictions`, `nih14-expert-labels` and `nih14-sample` (of which the metadata alone are
-read). Takes half a minute; the same data give the same bytes.
+The folder of the data has `nih14-predictions`, `nih14-expert-labels` and `nih14-sample` (of which the
+metadata alone are read). Takes half a minute; the same data give the same bytes.
 """
 import os
 import re
@@ -75,7 +76,8 @@ def main(data, out):
             done = compare_files(CompareFilesParams(**params, patient=PATIENT, out_dir=f"{work}/out/{name}"))
             (out / name).mkdir(parents=True, exist_ok=True)
             for file in KEPT: shutil.copyfile(done.path / file, out / name / file)
-            block = f"<!-- {name} -->\n\n{(done.path / 'classes.md').read_text()}\n{done.verdict}\n\n<!-- end -->"
+            block = (f"<!-- {name} -->\n\n{(done.path / 'classes.md').read_text()}\n{done.verdict}\n\n"
+                     "<!-- end -->")
             page, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page,
                                   flags=re.DOTALL)
             assert count == 1, f"the page has no place for {name}"

@@ -91,7 +91,8 @@ def scatter(
 def load_special() -> ModuleType:
     "`scipy.special`; ImportError, which says what to install, without SciPy."
     try: from scipy import special
-    except ImportError: raise ImportError("a comparison needs SciPy: pip install 'cxr_stn[compare]'") from None
+    except ImportError:
+        raise ImportError("a comparison needs SciPy: pip install 'cxr_stn[compare]'") from None
     return special
 
 

@@ -185,7 +185,7 @@ def test_more_passes_run_again(chest):
     assert np.abs(one(chest).matrix - two(chest).matrix).max() > .1
 
 
-# --- torch, which trained the network ---------------------------------------------------------------------------
+# --- torch, which trained the network -----------------------------------------------------------------------
 
 def test_the_answers_are_those_of_the_network_itself(chest):
     "Corners of the frame, in pixels of the frame"

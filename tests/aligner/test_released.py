@@ -56,7 +56,8 @@ def test_what_is_no_chest_is_flagged_and_left_as_it_is(aligner, kind):
     assert a.flagged and a.confidence < 0.88 and a.pose.theta == 0
 
 def corners_apart(aligner, images):
-    "Largest distance between corners of the frame as the graph and as the network see them, pixels of the frame"
+    """Largest distance between corners of the frame as the graph and as the network see them,
+    pixels of the frame"""
     network, _, _ = read_network(find_checkpoint(ending=".safetensors"))
     inputs = np.stack([aligner.preprocess(image) for image in images])
     with torch.no_grad(): theirs = predict_poses(network, torch.from_numpy(inputs[:, None]).float() / 255)

@@ -1,4 +1,5 @@
-"""DICOM in and out: grey values as the standard says, real files of pydicom, nothing of a person, and what is refused."""
+"""DICOM in and out: grey values as the standard says, real files of pydicom, nothing of a person, and what is
+refused."""
 import io
 import logging
 import os
@@ -46,7 +47,8 @@ def header(stored, syntax=uid.ExplicitVRLittleEndian, **entries):
     ds.file_meta.TransferSyntaxUID = syntax
     ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = DX, "1.2.3.4", "1.2.3"
     ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Doe^Jane", "ID-1234", "19560712"
-    ds.ReferringPhysicianName, ds.StudyDescription, ds.PatientAddress = "Dr^Who", "chest of Jane Doe", "Street 1"
+    ds.ReferringPhysicianName, ds.StudyDescription, ds.PatientAddress = ("Dr^Who", "chest of Jane Doe",
+                                                                         "Street 1")
     ds.Rows, ds.Columns = stored.shape[:2]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = bits, bits, bits - 1
@@ -66,7 +68,8 @@ def write(path, stored, syntax=uid.ExplicitVRLittleEndian, preamble=True, meta=T
     if not meta: ds.file_meta = FileMetaDataset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ds.save_as(path, implicit_vr=NATIVE[syntax][0], little_endian=NATIVE[syntax][1], enforce_file_format=preamble)
+        ds.save_as(path, implicit_vr=NATIVE[syntax][0], little_endian=NATIVE[syntax][1],
+                   enforce_file_format=preamble)
     return path
 
 
@@ -102,7 +105,8 @@ def test_windows_follow_the_formulas_of_the_standard(file, stored, function):
     x = stored.astype(np.float64)
     if function == "SIGMOID": expected = 1 / (1 + np.exp(-4 * (x - centre) / width))
     elif function == "LINEAR_EXACT":
-        expected = np.where(x <= centre - width / 2, 0, np.where(x > centre + width / 2, 1, (x - centre) / width + .5))
+        expected = np.where(x <= centre - width / 2, 0, np.where(x > centre + width / 2, 1,
+                                                                 (x - centre) / width + .5))
     else:
         low, high = centre - .5 - (width - 1) / 2, centre - .5 + (width - 1) / 2
         expected = np.where(x <= low, 0, np.where(x > high, 1, (x - (centre - .5)) / (width - 1) + .5))
@@ -110,12 +114,15 @@ def test_windows_follow_the_formulas_of_the_standard(file, stored, function):
     assert (image.pixels == full(expected)).all() and (image.values == stored).all() and image.warnings == ()
 
 
-@pytest.mark.parametrize("vr, syntax", [("US", uid.ExplicitVRLittleEndian), ("OW", uid.ExplicitVRLittleEndian),
-                                        ("US", uid.ImplicitVRLittleEndian), ("OW", uid.ImplicitVRLittleEndian)])
+@pytest.mark.parametrize("vr, syntax", [("US", uid.ExplicitVRLittleEndian),
+                                        ("OW", uid.ExplicitVRLittleEndian),
+                                        ("US", uid.ImplicitVRLittleEndian), ("OW",
+                                                                             uid.ImplicitVRLittleEndian)])
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
 def test_voi_lut_sequence_goes_before_the_window(file, stored, vr, syntax, bits):
     table = (np.linspace(0, 1, 3000)**2 * (2**bits - 1)).astype(int)
-    write(file, stored, syntax, BitsStored=12, VOILUTSequence=[lut(table, 500, bits, vr)], WindowCenter=5, WindowWidth=9)
+    write(file, stored, syntax, BitsStored=12, VOILUTSequence=[lut(table, 500, bits, vr)], WindowCenter=5,
+          WindowWidth=9)
     expected = table[np.clip(stored.astype(int) - 500, 0, 2999)] / (2**bits - 1)
     assert (read_dicom(file).pixels == full(expected)).all()
 
@@ -137,7 +144,8 @@ def test_a_modality_lut_may_begin_below_zero(file, syntax):
 
 
 def test_rescale_goes_before_the_window(file, stored):
-    write(file, stored, BitsStored=12, RescaleSlope=0.5, RescaleIntercept=-100, WindowCenter=800, WindowWidth=601)
+    write(file, stored, BitsStored=12, RescaleSlope=0.5, RescaleIntercept=-100, WindowCenter=800,
+          WindowWidth=601)
     image, measured = read_dicom(file), stored * 0.5 - 100
     assert image.values.dtype == np.float32 and (image.values == measured.astype(np.float32)).all()
     assert (image.pixels == full(np.clip((measured - 799.5) / 600 + .5, 0, 1))).all()
@@ -148,14 +156,16 @@ def test_a_negative_slope_turns_the_polarity_once(file, stored):
     assert (read_dicom(file).values == 4095 - stored).all()
 
 
-INVERSIONS = [("MONOCHROME1", None), ("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "IDENTITY")]
+INVERSIONS = [("MONOCHROME1", None), ("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "INVERSE"),
+              ("MONOCHROME1", "IDENTITY")]
 
 
 @pytest.mark.parametrize("function, mirror", [("LINEAR", 4096), ("LINEAR_EXACT", 4095), ("SIGMOID", 4095)])
 @pytest.mark.parametrize("kind, shape", INVERSIONS)
 def test_both_polarities_give_one_result(tmp_path, stored, function, mirror, kind, shape):
     more = dict(BitsStored=12, WindowWidth=1501, VOILUTFunction=function)
-    plain = read_dicom(write(tmp_path / "a", stored, WindowCenter=2100.5, PresentationLUTShape="IDENTITY", **more))
+    plain = read_dicom(write(tmp_path / "a", stored, WindowCenter=2100.5, PresentationLUTShape="IDENTITY",
+                             **more))
     shapes = {} if shape is None else {"PresentationLUTShape": shape}
     image = read_dicom(write(tmp_path / "b", 4095 - stored, PhotometricInterpretation=kind,
                              WindowCenter=mirror - 2100.5, **shapes, **more))
@@ -189,32 +199,38 @@ def test_values_at_the_top_of_sixteen_bits(file, stored):
 
 
 @pytest.mark.parametrize("entries, warning", [
-    (dict(WindowCenter=5, WindowWidth=0), "window is not valid"), (dict(WindowCenter=5), "window is not valid"),
+    (dict(WindowCenter=5, WindowWidth=0), "window is not valid"), (dict(WindowCenter=5),
+                                                                   "window is not valid"),
     (dict(WindowCenter=2000, WindowWidth=900, VOILUTFunction="STEEP"), "VOILUTFunction"),
     (dict(RescaleSlope=0, RescaleIntercept=0), "RescaleSlope"),
-    (dict(PresentationIntentType="FOR PROCESSING"), "FOR PROCESSING"), (dict(BurnedInAnnotation="YES"), "burned")])
+    (dict(PresentationIntentType="FOR PROCESSING"), "FOR PROCESSING"), (dict(BurnedInAnnotation="YES"),
+                                                                        "burned")])
 def test_warnings_of_the_header(file, stored, entries, warning):
     image = read_dicom(write(file, stored, BitsStored=12, **entries))
     assert len(image.warnings) == 1 and warning in image.warnings[0] and image.pixels.std() > 0
     assert (image.values == stored).all()
 
 
-@pytest.mark.parametrize("keyword, number, image", [("RescaleSlope", b"0.1259", True), ("WindowWidth", b"900.71", True),
-                                                    ("NumberOfFrames", b"000001", True), ("PixelSpacing", b"0.1259", True)])
+@pytest.mark.parametrize("keyword, number, image", [("RescaleSlope", b"0.1259", True),
+                                                    ("WindowWidth", b"900.71", True),
+                                                    ("NumberOfFrames", b"000001", True), ("PixelSpacing",
+                                                                                          b"0.1259", True)])
 def test_entries_that_are_no_numbers_are_dropped_and_named(file, stored, keyword, number, image):
     values = [number.decode()] * (2 if keyword == "PixelSpacing" else 1)
     write(file, stored, WindowCenter=2000, **{keyword: values if len(values) > 1 else values[0]})
     assert number in file.read_bytes()
     file.write_bytes(file.read_bytes().replace(number, b"1,2 mm"))
     found = read_dicom(file)
-    assert f"{keyword} could not be read" in found.warnings and (found.values == stored).all() and found.spacing is None
+    assert (f"{keyword} could not be read" in found.warnings and (found.values == stored).all()
+            and found.spacing is None)
 
 
 # --- real files ------------------------------------------------------------------------------------------
 
-WINDOWED = ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm",
-            "MR_small_jpeg_ls_lossless.dcm", "693_J2KI.dcm", "vlut_04.dcm", "mlut_18.dcm", "RG1_UNCR.dcm", "RG3_UNCR.dcm",
-            "JPGLosslessP14SV1_1s_1f_8b.dcm", "MR2_UNCR.dcm", "JPEGLSNearLossless_16.dcm", "bad_sequence.dcm"]
+WINDOWED = ["MR_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm",
+            "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "693_J2KI.dcm", "vlut_04.dcm",
+            "mlut_18.dcm", "RG1_UNCR.dcm", "RG3_UNCR.dcm", "JPGLosslessP14SV1_1s_1f_8b.dcm", "MR2_UNCR.dcm",
+            "JPEGLSNearLossless_16.dcm", "bad_sequence.dcm"]
 
 
 @pytest.mark.parametrize("name", WINDOWED)
@@ -223,11 +239,14 @@ def test_real_files_agree_with_pydicom(name):
     image, ds = read_dicom(path), pydicom.dcmread(path)
     measured = pixels.apply_modality_lut(ds.pixel_array, ds).astype(np.float64)
     if "VOILUTSequence" in ds or "WindowCenter" in ds:
-        shown = pixels.apply_voi_lut(measured if "VOILUTSequence" not in ds else ds.pixel_array, ds).astype(np.float64)
+        shown = pixels.apply_voi_lut(measured if "VOILUTSequence" not in ds else ds.pixel_array,
+                                     ds).astype(np.float64)
         if "VOILUTSequence" in ds: low, high = 0, 2**ds.VOILUTSequence[0].LUTDescriptor[2] - 1
         else:
-            low, high = (0, 2**ds.BitsStored - 1) if not ds.PixelRepresentation else (-2**(ds.BitsStored - 1), 2**(ds.BitsStored - 1) - 1)
-            low, high = (edge * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0)) for edge in (low, high))
+            low, high = ((0, 2**ds.BitsStored - 1) if not ds.PixelRepresentation
+                         else (-2**(ds.BitsStored - 1), 2**(ds.BitsStored - 1) - 1))
+            low, high = (edge * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
+                         for edge in (low, high))
         share = (shown - low) / (high - low)
         share = 1 - share if ds.PhotometricInterpretation == "MONOCHROME1" else share
         assert np.abs(image.pixels - share * np.iinfo(image.pixels.dtype).max).max() < 0.51
@@ -245,7 +264,8 @@ def aligner():
 def test_the_chest_is_the_same_plain_and_compressed(aligner):
     plain, lossless, lossy = (read_dicom(sample_file(f"RG1_{kind}.dcm")) for kind in ("UNCR", "J2KR", "J2KI"))
     assert (plain.pixels == lossless.pixels).all() and (plain.values == lossless.values).all()
-    assert (plain.spacing, plain.view, plain.lateral, plain.photometric, plain.warnings) == (None, "PA", False, "MONOCHROME1", ())
+    assert (plain.spacing, plain.view, plain.lateral, plain.photometric,
+            plain.warnings) == (None, "PA", False, "MONOCHROME1", ())
     one, two, three = (aligner(image.values) for image in (plain, lossless, lossy))
     assert (one.matrix == two.matrix).all() and not one.flagged and not one.inverted
     corners = np.array([[0, 0, 1], [one.shape[1], one.shape[0], 1]])
@@ -259,17 +279,20 @@ def test_header_and_network_of_a_real_chest_agree_or_are_told_apart(aligner):
     image = read_dicom(sample_file("RG1_UNCR.dcm"))
     def conflicts(values, orientation):
         a = aligner(np.ascontiguousarray(values))
-        return header_conflicts(image._replace(patient_orientation=orientation), a.mirrored, a.inverted, a.pose.theta)
+        return header_conflicts(image._replace(patient_orientation=orientation), a.mirrored, a.inverted,
+                                a.pose.theta)
     upright, mirrored = image.values, image.values[:, ::-1]
-    for values, orientation in [(np.rot90(upright, -1), "H/L"), (np.rot90(upright), "F/R"), (np.rot90(upright, 2), "R/H"),
+    for values, orientation in [(np.rot90(upright, -1), "H/L"), (np.rot90(upright), "F/R"),
+                                (np.rot90(upright, 2), "R/H"),
                                 (mirrored, "R/F"), (upright[::-1], "L/H"), (np.rot90(mirrored, -1), "H/R")]:
         assert conflicts(values, orientation) == ()
         assert len(conflicts(values, "L/F")) >= 1
     assert [text.split(":")[0] for text in conflicts(65535 - upright, "L/F")] == ["polarity"]
 
 
-COLOUR = {"SC_rgb_dcmtk_+eb+cr.dcm": "RGB", "SC_rgb_jpeg_dcmtk.dcm": "YBR_FULL", "SC_ybr_full_422_uncompressed.dcm": "YBR_FULL_422",
-          "examples_jpeg2k.dcm": "YBR_RCT", "examples_palette.dcm": "PALETTE COLOR", "SC_rgb_rle_16bit.dcm": "RGB",
+COLOUR = {"SC_rgb_dcmtk_+eb+cr.dcm": "RGB", "SC_rgb_jpeg_dcmtk.dcm": "YBR_FULL",
+          "SC_ybr_full_422_uncompressed.dcm": "YBR_FULL_422", "examples_jpeg2k.dcm": "YBR_RCT",
+          "examples_palette.dcm": "PALETTE COLOR", "SC_rgb_rle_16bit.dcm": "RGB",
           "SC_rgb_jpeg_gdcm.dcm": "RGB", "GDCMJ2K_TextGBR.dcm": "YBR_RCT", "US1_J2KI.dcm": "YBR_ICT"}
 
 
@@ -280,7 +303,8 @@ def test_colour_becomes_grey_with_a_warning(name):
     rgb = ds.pixel_array
     if COLOUR[name] == "PALETTE COLOR": rgb = pixels.apply_color_lut(rgb, ds)
     luma = rgb[..., :3].astype(np.float64) @ [.299, .587, .114]
-    assert np.abs(image.pixels - luma).max() <= max(1, luma.max() / 10_000) and image.photometric == COLOUR[name]
+    assert np.abs(image.pixels - luma).max() <= max(1,
+                                                    luma.max() / 10_000) and image.photometric == COLOUR[name]
     assert image.warnings[0] == f"colour ({COLOUR[name]}) was converted to grey"
 
 
@@ -297,12 +321,15 @@ def test_computed_radiographs_of_pydicom():
 # --- spacing and view ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("entries, spacing", [
-    ({}, None), (dict(PixelSpacing=[0, 0]), None), (dict(PixelSpacing=[0.1, 0]), None), (dict(PixelSpacing=""), None),
+    ({}, None), (dict(PixelSpacing=[0, 0]), None), (dict(PixelSpacing=[0.1, 0]),
+                                                    None), (dict(PixelSpacing=""), None),
     (dict(PixelSpacing=[0.14, 0.15]), (0.14, 0.15)), (dict(ImagerPixelSpacing=[0.2, 0.2]), (0.2, 0.2)),
     (dict(NominalScannedPixelSpacing=[0.3, 0.3]), (0.3, 0.3)),
-    (dict(PixelSpacing=[0.1, 0.1], ImagerPixelSpacing=[0.2, 0.2], NominalScannedPixelSpacing=[0.3, 0.3]), (0.1, 0.1)),
+    (dict(PixelSpacing=[0.1, 0.1], ImagerPixelSpacing=[0.2, 0.2], NominalScannedPixelSpacing=[0.3, 0.3]),
+     (0.1, 0.1)),
     (dict(ImagerPixelSpacing=[0.2, 0.2], NominalScannedPixelSpacing=[0.3, 0.3]), (0.2, 0.2)),
-    (dict(PixelSpacing=[0, 0], ImagerPixelSpacing=[0.2, 0.2]), (0.2, 0.2)), (dict(PixelSpacing=[-1, 1]), None)])
+    (dict(PixelSpacing=[0, 0], ImagerPixelSpacing=[0.2, 0.2]), (0.2, 0.2)), (dict(PixelSpacing=[-1, 1]),
+                                                                             None)])
 def test_spacing_is_read_in_order_and_never_invented(file, stored, entries, spacing):
     assert read_dicom(write(file, stored, **entries)).spacing == spacing
 
@@ -314,11 +341,14 @@ def code(value):
 
 
 @pytest.mark.parametrize("entries, view, lateral", [
-    (dict(ViewPosition="PA"), "PA", False), (dict(ViewPosition="AP "), "AP", False), (dict(ViewPosition="LL"), "LL", True),
+    (dict(ViewPosition="PA"), "PA", False), (dict(ViewPosition="AP "), "AP", False), (dict(ViewPosition="LL"),
+                                                                                      "LL", True),
     (dict(ViewPosition="LATERAL"), "LATERAL", True), (dict(ViewPosition="LLD"), "LLD", False),
-    (dict(ViewCodeSequence=[code("399348003")]), "AP", False), (dict(ViewCodeSequence=[code("R-10236")]), "LL", True),
+    (dict(ViewCodeSequence=[code("399348003")]), "AP", False), (dict(ViewCodeSequence=[code("R-10236")]),
+                                                                "LL", True),
     (dict(PatientOrientation=["A", "F"]), "", True), (dict(PatientOrientation=["P", "F"]), "", True),
-    (dict(PatientOrientation=["L", "F"]), "", False), (dict(ViewPosition="PA", PatientOrientation=["A", "F"]), "PA", False)])
+    (dict(PatientOrientation=["L", "F"]), "", False), (dict(ViewPosition="PA", PatientOrientation=["A", "F"]),
+                                                       "PA", False)])
 def test_views(file, stored, entries, view, lateral):
     image = read_dicom(write(file, stored, **entries))
     assert (image.view, image.lateral) == (view, lateral)
@@ -347,8 +377,9 @@ def test_files_are_found_by_their_content(tmp_path, stored, syntax, preamble, me
 
 
 def test_what_is_no_dicom(tmp_path, stored):
-    others = {"a.txt": b"text " * 400, "b.csv": b"image,patient\n" * 90, "c": bytes(3000), "d.npy": b"\x93NUMPY" + bytes(999),
-              "e": b"", "f": b"\x08\x00", "g": np.random.default_rng(0).bytes(5000), "h.zip": b"PK\x03\x04" + bytes(900)}
+    others = {"a.txt": b"text " * 400, "b.csv": b"image,patient\n" * 90, "c": bytes(3000),
+              "d.npy": b"\x93NUMPY" + bytes(999), "e": b"", "f": b"\x08\x00",
+              "g": np.random.default_rng(0).bytes(5000), "h.zip": b"PK\x03\x04" + bytes(900)}
     for name, content in others.items(): (tmp_path / name).write_bytes(content)
     assert list_radiographs(tmp_path) == []
     with pytest.raises(ImageError, match="this is no DICOM file"): read_dicom(tmp_path / "a.txt")
@@ -361,8 +392,9 @@ def test_a_broken_dicom_file_is_listed_and_refused(tmp_path):
     with pytest.raises(ImageError, match="x.dcm"): read_radiograph(tmp_path / "x.dcm")
 
 
-@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm",
-                                  "SC_rgb_jpeg_gdcm.dcm", "SC_rgb_dcmtk_+eb+cr.dcm", "693_J2KI.dcm", "image_dfl.dcm"])
+@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm",
+                                  "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_gdcm.dcm",
+                                  "SC_rgb_dcmtk_+eb+cr.dcm", "693_J2KI.dcm", "image_dfl.dcm"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8, 0.95])
 def test_truncation_is_noticed(tmp_path, name, share):
     data = open(sample_file(name), "rb").read()
@@ -375,7 +407,8 @@ def test_truncation_is_noticed(tmp_path, name, share):
 def test_headers_that_lack_a_part_are_refused(file, stored):
     hollow, empty = Dataset(), lut([])
     hollow.LUTDescriptor = [9, 0, 8]
-    for entries in (dict(VOILUTSequence=[hollow]), dict(ModalityLUTSequence=[hollow]), dict(VOILUTSequence=[empty]),
+    for entries in (dict(VOILUTSequence=[hollow]), dict(ModalityLUTSequence=[hollow]),
+                    dict(VOILUTSequence=[empty]),
                     dict(PhotometricInterpretation="PALETTE COLOR")):
         with pytest.raises(ImageError, match="x.dcm: "): read_dicom(write(file, stored, **entries))
 
@@ -393,11 +426,14 @@ def test_damage_is_never_another_exception(tmp_path, stored):
             except ImageError: pass
 
 
-@pytest.mark.parametrize("name", ["emri_small.dcm", "emri_small_RLE.dcm", "emri_small_jpeg_2k_lossless.dcm", "SC_rgb_rle_2frame.dcm"])
+@pytest.mark.parametrize("name", ["emri_small.dcm", "emri_small_RLE.dcm", "emri_small_jpeg_2k_lossless.dcm",
+                                  "SC_rgb_rle_2frame.dcm"])
 def test_an_image_of_several_has_to_be_chosen(name):
     path = sample_file(name)
     ds = pydicom.dcmread(path)
-    with pytest.raises(ImageError, match=f"holds {ds.NumberOfFrames} images.*frame = 1 to {ds.NumberOfFrames}"): read_dicom(path)
+    with pytest.raises(ImageError,
+                       match=f"holds {ds.NumberOfFrames} images.*frame = 1 to {ds.NumberOfFrames}"):
+        read_dicom(path)
     with pytest.raises(ImageError, match="counted from 1"): read_radiograph(path, frame=0)
     with pytest.raises(ImageError, match="counted from 1"): read_radiograph(path, frame=ds.NumberOfFrames + 1)
     second = read_radiograph(path, frame=2)
@@ -410,7 +446,8 @@ def test_the_size_is_limited_before_decoding(file, stored, monkeypatch):
     write(file, stored)
     assert read_dicom(file, max_pixels=stored.size).pixels.shape == stored.shape
     monkeypatch.setattr(pixels, "get_decoder", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match="50 x 60 pixels are more than max_pixels"): read_dicom(file, max_pixels=stored.size - 1)
+    with pytest.raises(ImageError, match="50 x 60 pixels are more than max_pixels"):
+        read_dicom(file, max_pixels=stored.size - 1)
 
 
 @pytest.mark.parametrize("kind, syntax", [("JPEG", uid.JPEGBaseline8Bit), ("JPEG2000", uid.JPEG2000Lossless)])
@@ -433,12 +470,14 @@ def test_a_deflated_file_cannot_fill_the_memory(file, stored):
     ds["PixelData"].VR = "OW"
     ds.save_as(file, enforce_file_format=True)
     assert file.stat().st_size < 100_000 and read_dicom(file).pixels.shape == flat.shape
-    with pytest.raises(ImageError, match="deflated file holds more than"): read_dicom(file, max_pixels=1_000_000)
+    with pytest.raises(ImageError, match="deflated file holds more than"):
+        read_dicom(file, max_pixels=1_000_000)
 
 
 def test_jpeg_with_twelve_bits_is_refused_by_name(file):
     for name in ("JPGExtended.dcm", "JPEG-lossy.dcm"):
-        with pytest.raises(ImageError, match=r"JPEG with 12 bits a pixel \(transfer syntax JPEG Extended.*permissive licence"):
+        with pytest.raises(ImageError, match=r"JPEG with 12 bits a pixel \(transfer syntax JPEG Extended"
+                                             r".*permissive licence"):
             read_dicom(sample_file(name))
 
 
@@ -446,38 +485,45 @@ def test_other_depths_and_objects_are_refused(tmp_path, file, stored):
     for name, reason in {"rtdose_1frame.dcm": "pixels of 32 bits", "liver_1frame.dcm": "pixels of 1 bits",
                          "rtplan.dcm": "holds no image", "test-SR.dcm": "holds no image"}.items():
         with pytest.raises(ImageError, match=f"{name}: .*{reason}"): read_dicom(sample_file(name))
-    with pytest.raises(ImageError, match="PhotometricInterpretation"): read_dicom(write(file, stored, PhotometricInterpretation="CMYK"))
+    with pytest.raises(ImageError, match="PhotometricInterpretation"):
+        read_dicom(write(file, stored, PhotometricInterpretation="CMYK"))
 
 
 def test_without_pydicom_only_dicom_is_missing(tmp_path, stored, monkeypatch):
     path = write(tmp_path / "x.dcm", stored)
     write_png(tmp_path / "y.png", stored)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert (read_radiograph(tmp_path / "y.png").pixels == stored).all() and len(list_radiographs(tmp_path)) == 2
+    assert ((read_radiograph(tmp_path / "y.png").pixels == stored).all()
+            and len(list_radiographs(tmp_path)) == 2)
     for call in (lambda: read_radiograph(path), lambda: write_dicom(tmp_path / "z", path, stored, np.eye(3))):
         with pytest.raises(ImageError, match=r"needs pydicom: pip install 'cxr_stn\[dicom\]'"): call()
 
 
 def test_pydicom_is_imported_when_it_is_needed():
-    _, errors = python("import sys, cxr_stn.data.dicom, cxr_stn.data.dicom_out\nassert not {'pydicom', 'torch'} & set(sys.modules)").communicate()
+    _, errors = python("import sys, cxr_stn.data.dicom, cxr_stn.data.dicom_out\n"
+                       "assert not {'pydicom', 'torch'} & set(sys.modules)").communicate()
     assert errors == ""
 
 
 def test_a_missing_decoder_is_named(monkeypatch):
     path = sample_file("MR_small_jpeg_ls_lossless.dcm")
     monkeypatch.setattr(pixels.decoders.base.Decoder, "is_available", property(lambda self: False))
-    with pytest.raises(ImageError, match=r"JPEG-LS Lossless.* needs a decoder.*pip install 'cxr_stn\[dicom\]'"): read_dicom(path)
+    with pytest.raises(ImageError,
+                       match=r"JPEG-LS Lossless.* needs a decoder.*pip install 'cxr_stn\[dicom\]'"):
+        read_dicom(path)
 
 
 def test_nothing_of_a_person_gets_out(tmp_path, stored, caplog, recwarn):
     "Not even where a name was typed into a technical entry, and not from errors"
     warnings.simplefilter("always")
     caplog.set_level(logging.DEBUG)
-    names = dict(ViewPosition="Jane Doe, sitting", PatientOrientation=["Jane", "Doe"], PresentationLUTShape="doe",
+    names = dict(ViewPosition="Jane Doe, sitting", PatientOrientation=["Jane", "Doe"],
+                 PresentationLUTShape="doe",
                  VOILUTFunction="Doe", BurnedInAnnotation="Jane", ViewCodeSequence=[code("Doe")])
     said = []
     with pydicom.config.disable_value_validation():
-        for k, entries in enumerate([{}, names, dict(PhotometricInterpretation="JANE DOE"), dict(NumberOfFrames="7"),
+        for k, entries in enumerate([{}, names, dict(PhotometricInterpretation="JANE DOE"),
+                                     dict(NumberOfFrames="7"),
                                      dict(BitsAllocated=32)]):
             path = write(tmp_path / f"{k}.dcm", stored, **entries)
             data = path.read_bytes()
@@ -493,16 +539,20 @@ def test_nothing_of_a_person_gets_out(tmp_path, stored, caplog, recwarn):
     (tmp_path / "cut.dcm").write_bytes(data[:300])
     with pytest.raises(ImageError) as error: read_dicom(tmp_path / "cut.dcm")
     said += [str(error.value), *(str(warning.message) for warning in recwarn.list), caplog.text]
-    assert not [word for word in (*SECRETS, "1956071", "doe", "JANE") if word in " ".join(said).replace(str(tmp_path), "")]
+    assert not [word for word in (*SECRETS, "1956071", "doe", "JANE")
+                if word in " ".join(said).replace(str(tmp_path), "")]
     assert len(said) > 6
 
 
 def test_threads_read_alike(tmp_path, stored):
-    paths = [write(tmp_path / f"{k}", np.roll(stored, k), BitsStored=12, WindowCenter=999 + k, WindowWidth=999) for k in range(24)]
+    paths = [write(tmp_path / f"{k}", np.roll(stored, k), BitsStored=12, WindowCenter=999 + k,
+                   WindowWidth=999) for k in range(24)]
     alone = [read_dicom(path).pixels for path in paths]
     mode = pydicom.config.settings.reading_validation_mode
-    with ThreadPoolExecutor(8) as pool: together = list(pool.map(lambda path: read_dicom(path).pixels, paths * 3))
-    assert all((a == b).all() for a, b in zip(alone * 3, together)) and pydicom.config.settings.reading_validation_mode == mode
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda path: read_dicom(path).pixels, paths * 3))
+    assert (all((a == b).all() for a, b in zip(alone * 3, together))
+            and pydicom.config.settings.reading_validation_mode == mode)
 
 
 # --- folders ---------------------------------------------------------------------------------------------
@@ -511,7 +561,8 @@ def test_a_folder_of_both_kinds(tmp_path, stored):
     folder = tmp_path / "images"
     (folder / "deep").mkdir(parents=True)
     write_png(folder / "a.png", random_image(1))
-    write(folder / "deep" / "IM001", stored, BitsStored=12, PixelSpacing=[0.1, 0.2], ViewPosition="PA", WindowCenter=900, WindowWidth=99)
+    write(folder / "deep" / "IM001", stored, BitsStored=12, PixelSpacing=[0.1, 0.2], ViewPosition="PA",
+          WindowCenter=900, WindowWidth=99)
     write(folder / "b.dcm", stored, NumberOfFrames=3)
     dataset = load_dataset("folder", folder)
     assert dataset.table["image"].tolist() == ["a.png", "b.dcm", "deep/IM001"]
@@ -530,7 +581,8 @@ def test_a_folder_of_image_files_is_what_it_was(tmp_path):
     plain, both = load_folder(tmp_path), load_dataset("folder", tmp_path)
     assert plain.manifest_hash() == both.manifest_hash() and plain.content_hash() == both.content_hash()
     assert plain.table.equals(both.table) and plain.counts == both.counts
-    assert all((plain.read(i) == both.read(i)).all() for i in range(len(plain))) and list_radiographs(tmp_path) == list_images(tmp_path)
+    assert all((plain.read(i) == both.read(i)).all()
+               for i in range(len(plain))) and list_radiographs(tmp_path) == list_images(tmp_path)
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -543,22 +595,28 @@ TILTED = np.array([[2 * np.cos(.1), -3 * np.sin(.1), 5], [2 * np.sin(.1), 3 * np
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_written_images_are_read_back(tmp_path, stored, kind, shape, syntax):
     source = write(tmp_path / "a.dcm", stored, syntax, BitsStored=12, PhotometricInterpretation="MONOCHROME1",
-                   PresentationLUTShape="INVERSE", WindowCenter=500, WindowWidth=9, RescaleSlope=2, RescaleIntercept=-9,
-                   ImagerPixelSpacing=[0.1, 0.2], PixelSpacing=[0, 0], PixelPaddingValue=0, ImageType=["ORIGINAL", "PRIMARY", "X"])
+                   PresentationLUTShape="INVERSE", WindowCenter=500, WindowWidth=9, RescaleSlope=2,
+                   RescaleIntercept=-9, ImagerPixelSpacing=[0.1, 0.2], PixelSpacing=[0, 0],
+                   PixelPaddingValue=0, ImageType=["ORIGINAL", "PRIMARY", "X"])
     aligned = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape, endpoint=True).astype(kind)
     written = write_dicom(tmp_path / "b.dcm", source, aligned, TILTED, settings="aligner chest")
     image, ds = read_dicom(tmp_path / "b.dcm"), pydicom.dcmread(tmp_path / "b.dcm")
     assert (image.pixels == aligned).all() and image.pixels.dtype == kind and (image.values == aligned).all()
     assert image.warnings == ("the pixels are not square",) and (ds.pixel_array == aligned).all()
     assert np.allclose(pixels.apply_voi_lut(pixels.apply_modality_lut(ds.pixel_array, ds), ds), aligned)
-    row, column = np.hypot(.2 * TILTED[0, 1], .1 * TILTED[1, 1]), np.hypot(.2 * TILTED[0, 0], .1 * TILTED[1, 0])
-    assert np.allclose(ds.ImagerPixelSpacing, (row, column)) and "PixelSpacing" not in ds and "PixelPaddingValue" not in ds
-    assert ds.ImageType == ["DERIVED", "PRIMARY", "X"] and ds.SOPInstanceUID == written == ds.file_meta.MediaStorageSOPInstanceUID
-    assert written != "1.2.3.4" and ds.SeriesInstanceUID != "1.2.3" and uid.UID(written).is_valid and uid.UID(ds.SeriesInstanceUID).is_valid
+    row, column = np.hypot(.2 * TILTED[0, 1], .1 * TILTED[1, 1]), np.hypot(.2 * TILTED[0, 0],
+                                                                           .1 * TILTED[1, 0])
+    assert np.allclose(ds.ImagerPixelSpacing,
+                       (row, column)) and "PixelSpacing" not in ds and "PixelPaddingValue" not in ds
+    assert ds.ImageType == ["DERIVED", "PRIMARY",
+                            "X"] and ds.SOPInstanceUID == written == ds.file_meta.MediaStorageSOPInstanceUID
+    assert (written != "1.2.3.4" and ds.SeriesInstanceUID != "1.2.3" and uid.UID(written).is_valid
+            and uid.UID(ds.SeriesInstanceUID).is_valid)
     [reference] = ds.SourceImageSequence
     assert (reference.ReferencedSOPInstanceUID, reference.ReferencedSOPClassUID) == ("1.2.3.4", DX)
     assert reference.PurposeOfReferenceCodeSequence[0].CodeValue == "121322"
-    matrix = [float(number) for number in ds.DerivationDescription.split("source pixel: ")[1].split(". ")[0].split()]
+    matrix = [float(number)
+              for number in ds.DerivationDescription.split("source pixel: ")[1].split(". ")[0].split()]
     assert np.allclose(matrix, TILTED[:2].ravel(), rtol=1e-8) and "aligner chest" in ds.DerivationDescription
     assert ds.PatientName == "Doe^Jane" and ds.PatientBirthDate == "19560712" and ds.SOPClassUID == DX
 
@@ -566,9 +624,11 @@ def test_written_images_are_read_back(tmp_path, stored, kind, shape, syntax):
 def test_the_same_call_writes_the_same_bytes(tmp_path, stored):
     source = write(tmp_path / "a.dcm", stored)
     def run(name, image=stored, matrix=TILTED, settings=""):
-        return write_dicom(tmp_path / name, source, image, matrix, settings=settings), (tmp_path / name).read_bytes()
+        return write_dicom(tmp_path / name, source, image, matrix,
+                           settings=settings), (tmp_path / name).read_bytes()
     assert run("b") == run("c")
-    uids = {run("d", **more)[0] for more in ({}, dict(matrix=np.eye(3)), dict(settings="other"), dict(image=stored + 1))}
+    uids = {run("d", **more)[0] for more in ({}, dict(matrix=np.eye(3)), dict(settings="other"),
+                                             dict(image=stored + 1))}
     assert len(uids) == 4
     series = {pydicom.dcmread(tmp_path / name).SeriesInstanceUID for name in ("b", "c")}
     run("e", settings="other")
@@ -583,8 +643,9 @@ def test_burned_in_annotation_is_copied(tmp_path, stored, annotation):
 
 
 def test_old_pixels_leave_nothing_behind(tmp_path, stored):
-    ds = header(stored, BitsStored=12, VOILUTSequence=[lut(range(99))], ModalityLUTSequence=[lut(range(99))], SmallestImagePixelValue=0,
-                ShutterShape="RECTANGULAR", ShutterLeftVerticalEdge=3, PresentationLUTShape="INVERSE", PatientOrientation=["H", "L"])
+    ds = header(stored, BitsStored=12, VOILUTSequence=[lut(range(99))], ModalityLUTSequence=[lut(range(99))],
+                SmallestImagePixelValue=0, ShutterShape="RECTANGULAR", ShutterLeftVerticalEdge=3,
+                PresentationLUTShape="INVERSE", PatientOrientation=["H", "L"])
     ds.PixelData = stored.tobytes()
     ds["PixelData"].VR = "OW"
     ds.private_block(0x0009, "a maker", create=True).add_new(1, "LO", "Jane Doe again")
@@ -594,9 +655,11 @@ def test_old_pixels_leave_nothing_behind(tmp_path, stored):
     on_its_side = np.array([[0, -1, 49], [1, 0, 0], [0, 0, 1.0]])
     write_dicom(tmp_path / "b", tmp_path / "a", stored, on_its_side)
     new = pydicom.dcmread(tmp_path / "b")
-    assert not {element.keyword for element in new} & {"VOILUTSequence", "ModalityLUTSequence", "SmallestImagePixelValue",
+    assert not {element.keyword for element in new} & {"VOILUTSequence", "ModalityLUTSequence",
+                                                       "SmallestImagePixelValue",
                                                        "ShutterShape", "ShutterLeftVerticalEdge"}
-    assert not [element for element in new if element.tag.is_private or element.tag.group >= 0x6000 and element.keyword != "PixelData"]
+    assert not [element for element in new if element.tag.is_private or element.tag.group >= 0x6000
+                and element.keyword != "PixelData"]
     assert new.PatientOrientation == ["L", "F"] and new.PresentationLUTShape == "IDENTITY"
 
 
@@ -609,7 +672,8 @@ def test_an_image_of_several_becomes_a_secondary_capture(tmp_path):
     assert ds.SourceImageSequence[0].ReferencedFrameNumber == 2 and "NumberOfFrames" not in ds
 
 
-@pytest.mark.parametrize("name", ["RG1_J2KI.dcm", "SC_rgb_jpeg_dcmtk.dcm", "examples_palette.dcm", "MR_small_bigendian.dcm",
+@pytest.mark.parametrize("name", ["RG1_J2KI.dcm", "SC_rgb_jpeg_dcmtk.dcm", "examples_palette.dcm",
+                                  "MR_small_bigendian.dcm",
                                   "CT_small.dcm", "JPEGLSNearLossless_08.dcm", "bad_sequence.dcm"])
 def test_derived_images_of_real_files(tmp_path, name):
     path = sample_file(name)
@@ -617,19 +681,24 @@ def test_derived_images_of_real_files(tmp_path, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: write_dicom(tmp_path / "b", path, image.pixels, np.eye(3))
-        except ImageError as error: return pytest.fail(str(error)) if "SOPInstanceUID" not in error.reason else None
+        except ImageError as error:
+            return pytest.fail(str(error)) if "SOPInstanceUID" not in error.reason else None
     again, ds = read_dicom(tmp_path / "b"), pydicom.dcmread(tmp_path / "b")
-    assert (again.pixels == image.pixels).all() and again.spacing == image.spacing and again.photometric == "MONOCHROME2"
+    assert ((again.pixels == image.pixels).all() and again.spacing == image.spacing
+            and again.photometric == "MONOCHROME2")
     lossy = "J2KI" in name or "jpeg_dcmtk" in name or "Near" in name
-    assert (ds.get("LossyImageCompression") == "01") >= lossy and ds.get("PatientID") == pydicom.dcmread(path).get("PatientID")
+    assert ((ds.get("LossyImageCompression") == "01") >= lossy
+            and ds.get("PatientID") == pydicom.dcmread(path).get("PatientID"))
 
 
 def test_writing_is_atomic_and_refuses_what_is_no_image(tmp_path, stored, monkeypatch):
     source = write(tmp_path / "a", stored)
     for bad in (stored.astype(np.float32), stored[None], stored.astype(np.int16)):
         with pytest.raises(ValueError, match="expected"): write_dicom(tmp_path / "b", source, bad, np.eye(3))
-    with pytest.raises(ImageError, match="no DICOM file"): write_dicom(tmp_path / "b", tmp_path / "nowhere", stored, np.eye(3))
+    with pytest.raises(ImageError, match="no DICOM file"):
+        write_dicom(tmp_path / "b", tmp_path / "nowhere", stored, np.eye(3))
     def full_disk(*_): raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="cannot write .*b: No space"): write_dicom(tmp_path / "b", source, stored, np.eye(3))
+    with pytest.raises(OSError, match="cannot write .*b: No space"):
+        write_dicom(tmp_path / "b", source, stored, np.eye(3))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

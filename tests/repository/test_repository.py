@@ -30,7 +30,8 @@ def requirements(key="requirements"):
 
 USERS = ["requirements", "study_requirements", "compare_requirements", "dicom_requirements"]
 
-def every_requirement(keys=(*USERS, "monai_requirements", "itk_requirements", "docs_requirements", "dev_requirements")):
+def every_requirement(keys=(*USERS, "monai_requirements", "itk_requirements", "docs_requirements",
+                            "dev_requirements")):
     "By name; of two, the later, which is the exact one"
     return {name: r for key in keys for name, r in requirements(key).items()}
 

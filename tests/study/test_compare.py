@@ -1,4 +1,5 @@
-"""Files of predictions as other people write them: what is refused, what makes no difference, and two published networks."""
+"""Files of predictions as other people write them: what is refused, what makes no difference, and two
+published networks."""
 import hashlib, subprocess, sys
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_uncertain_labels_and_common_images(tmp_path):
         load_files(write(tmp_path/"r", parts))
     counts = {u: classes(write(tmp_path/u, parts, uncertain=u)).loc[1, ["images", "positives"]].tolist()
               for u in ("exclude", "positive", "negative")}
-    assert counts["exclude"][0] == 279 and counts["positive"][1] == counts["negative"][1] + 21 == counts["exclude"][1] + 21
+    assert (counts["exclude"][0] == 279
+            and counts["positive"][1] == counts["negative"][1] + 21 == counts["exclude"][1] + 21)
     fewer = parts | {"b": parts["b"].iloc[10:], "labels": tables()["labels"]}
     with pytest.raises(PredictionError, match=r"b.csv: 10 of 300 images are missing.*--common"):
         load_files(write(tmp_path/"m", fewer))
@@ -191,11 +193,13 @@ def test_it_runs_without_the_packages_of_the_study(tmp_path):
     tables()["a"].to_parquet(parquet)
     code = (f"import sys; sys.modules.update(dict.fromkeys({WITHOUT}))\n"
             "from cxr_stn.study.compare import compare_files, CompareFilesParams\n"
-            "def run(a): return compare_files(CompareFilesParams(a=a, b=sys.argv[2], labels=sys.argv[3], out_dir=sys.argv[4]))\n"
+            "def run(a): return compare_files(CompareFilesParams(a=a, b=sys.argv[2], labels=sys.argv[3], "
+            "out_dir=sys.argv[4]))\n"
             "print(run(sys.argv[1]))\n"
             "try: run(sys.argv[5])\n"
             "except ImportError as error: print(error)\n"
-            "sys.modules.update({name: None for name in sys.modules if name.startswith('scipy')} | {'scipy': None})\n"
+            "sys.modules.update({name: None for name in sys.modules if name.startswith('scipy')} "
+            "| {'scipy': None})\n"
             "try: run(sys.argv[1])\n"
             "except ImportError as error: print(error)")
     words = [params.a, params.b, params.labels, params.out_dir, str(parquet)]
@@ -251,8 +255,8 @@ def test_published_networks_agree_with_scikit_learn():
     c, owner = study.findings.index("Effusion"), study.images["patient"]
     pair = [study.scores[arm][0, :, c] for arm in ("densenet121", "retrained")]
     clustered, naive = (paired_test(*pair, study.labels[:, c], patients) for patients in (owner, None))
-    assert table.loc["Effusion", "se_patients"] == pytest.approx(clustered["se"],
-                                                                 rel=1e-12) and clustered["se"] > 1.1 * naive["se"]
+    assert (table.loc["Effusion", "se_patients"] == pytest.approx(clustered["se"], rel=1e-12)
+            and clustered["se"] > 1.1 * naive["se"])
 
 
 @pytest.mark.data(*NEEDED)
@@ -268,5 +272,5 @@ def test_the_page_of_published_networks_is_made_again_byte_for_byte(published):
 def test_the_inputs_of_the_page_are_the_files(published):
     inputs = pd.read_csv(published/"nlp"/"inputs.csv").set_index("file")
     for name in ("densenet121.csv", "retrained.csv"):
-        assert inputs.loc[name,
-                          "sha256"] == hashlib.sha256((DATA/"nih14-predictions"/name).read_bytes()).hexdigest()
+        assert (inputs.loc[name, "sha256"]
+                == hashlib.sha256((DATA/"nih14-predictions"/name).read_bytes()).hexdigest())

@@ -1,4 +1,5 @@
-"""The report of an alignment: odd names stay text, the worst comes first, it fits its limit whatever the images are, and it loads nothing."""
+"""The report of an alignment: odd names stay text, the worst comes first, it fits its limit whatever the
+images are, and it loads nothing."""
 import base64, hashlib
 from collections import Counter
 from html.parser import HTMLParser
@@ -58,8 +59,8 @@ def report(folder, rows, read=lambda i: random_image(i), min_confidence=.88, **o
 
 
 NASTY = ["<script>alert(1)</script>.png", "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1)",
-         "</style></script><b>", "{{ 7 * 7 }} {% if %}",
-         "&lt;b&gt;.png", "javascript:alert(1)", "a\nb.png", "a\u202egnp.exe", "nul\x00.png", "bytes\udcff.png", "胸部 ü.png", "<!-- x", "]]>", "NA", " "]
+         "</style></script><b>", "{{ 7 * 7 }} {% if %}", "&lt;b&gt;.png", "javascript:alert(1)", "a\nb.png",
+         "a\u202egnp.exe", "nul\x00.png", "bytes\udcff.png", "胸部 ü.png", "<!-- x", "]]>", "NA", " "]
 
 def test_names_and_messages_stay_text(tmp_path):
     rows = [table_row(name, warnings=name, view=name, reason=name) for name in NASTY]
@@ -69,8 +70,8 @@ def test_names_and_messages_stay_text(tmp_path):
     names = [f"row {1 + i % 16 + 16 * (i >= 16)}" if not name.strip() else reports.visible_text(name.strip())
              for i, name in enumerate(NASTY * 2)]
     assert sorted(page.names()) == sorted(names) and len(names) == 32
-    assert [len(page.all(tag)) for tag in ("script", "style", "h1")] == [1, 1,
-                                                                         1] and page.all("h1")[0][1] == NASTY[0]
+    assert ([len(page.all(tag)) for tag in ("script", "style", "h1")] == [1, 1, 1]
+            and page.all("h1")[0][1] == NASTY[0])
     # thumbnails, originals of failed ones, two means
     assert len(page.all("img")) == 2 * 16 + 16 + 2
     allowed = {"src", "alt", "width", "height", "decoding"}
@@ -87,11 +88,13 @@ def test_nothing_is_loaded_and_only_its_own_script_may_run(tmp_path):
     assert linked and all(value.startswith(("data:image/webp;base64,", "#")) for value in linked)
     assert not [tag for tag, *_ in page.elements if tag in ("link", "iframe", "object", "embed", "base")]
     [(_, style)], [(_, script)] = page.all("style"), page.all("script")
-    assert "url(" not in style and "@import" not in style and "fetch" not in script and "innerHTML" not in script
+    assert ("url(" not in style and "@import" not in style
+            and "fetch" not in script and "innerHTML" not in script)
     [policy] = [at["content"] for at, _ in page.all("meta")
                 if at.get("http-equiv") == "Content-Security-Policy"]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    assert " ".join(policy.split()) == f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'"
+    assert " ".join(policy.split()) == (f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; "
+                                        f"script-src 'sha256-{hashes[1]}'")
 
 def test_every_link_and_label_has_its_target(tmp_path):
     page = Page(report(tmp_path, [table_row("a", .5, flagged=True), table_row("b", mirrored=True),
@@ -106,10 +109,9 @@ def test_every_link_and_label_has_its_target(tmp_path):
 def test_the_worst_comes_first_with_its_reasons(tmp_path):
     rows = [table_row("good", .99), table_row("fair", .90),
             table_row("warned", .97, warnings="FOR PROCESSING"), table_row("inverted", inverted=True),
-            table_row("mirrored", mirrored=True), table_row("lying", theta=91.), table_row("side",
-                                                                                           flagged=True, view="LL"),
-            table_row("cut", .86, flagged=True), table_row("hand", .60, flagged=True), table_row("foot", .50,
-                                                                                                 flagged=True),
+            table_row("mirrored", mirrored=True), table_row("lying", theta=91.),
+            table_row("side", flagged=True, view="LL"), table_row("cut", .86, flagged=True),
+            table_row("hand", .60, flagged=True), table_row("foot", .50, flagged=True),
             dict(image="blank", status="failed",
                  reason="all pixels have the same grey value; there is nothing to align"),
             dict(image="web", status="failed", reason="this is a web page")]
@@ -120,7 +122,8 @@ def test_the_worst_comes_first_with_its_reasons(tmp_path):
     expected = [*list(REASONS)[:3], "no lungs", "low overlap", "lateral by header",
                 *["orientation conflict"] * 2, "polarity conflict", "warning", "", ""]
     assert [reason for reason, _ in shown] == expected
-    assert "this is a web page" in shown[0][1] and "overlap 0.86, needed 0.88" in shown[4][1] and "rotated by 91°" in shown[7][1]
+    assert ("this is a web page" in shown[0][1] and "overlap 0.86, needed 0.88" in shown[4][1]
+            and "rotated by 91°" in shown[7][1])
     counts = [" ".join(text.split()) for _, text in page.all("tr")]
     assert [counts[i] for i in (0, 1, 2)] == ["aligned 6 50.0%", "flagged 4 33.3%", "failed 2 16.7%"]
     assert counts[3].startswith("unreadable 1") and counts[5].startswith("no lungs 2")
@@ -141,8 +144,8 @@ def test_reading_ends_no_report(tmp_path):
         return np.full((50, 40), np.nan) if i == 2 else random_image(i).astype(np.int16) - 500
     page = Page(report(tmp_path, [table_row(str(i), file="none.png" if i == 4 else "images/a.png")
                                   for i in range(5)], read))
-    assert [text for _, text in page.all("div",
-                                         class_="gap")] == ["the original cannot be read"] * 3 + ["no aligned image"]
+    assert ([text for _, text in page.all("div", class_="gap")]
+            == ["the original cannot be read"] * 3 + ["no aligned image"])
     assert "/secret" not in "".join(page.elements[0][2])
     empty = Page(report(tmp_path, pd.DataFrame(columns=["image", "status", "file", "confidence"])))
     assert empty.names() == [] and "0 images" in " ".join(empty.all("p")[0][1].split())
@@ -165,7 +168,8 @@ def test_of_many_images_the_worst_and_an_even_sample_are_shown(tmp_path):
     page = Page(report(tmp_path, rows, limit=10))
     assert page.names() == ["55", "77", "00", "01", "02", "03", "04", "28", "52", "79"]
     text = " ".join(page.elements[0][2])
-    assert "10 of 80 images are shown: all 2 with a reason, the 4 others with the least overlap, and 4" in " ".join(text.split())
+    assert ("10 of 80 images are shown: all 2 with a reason, the 4 others with the least overlap, and 4"
+            in " ".join(text.split()))
     for limit in (1, 2, 3, 79, 80, 81):
         shown = choose_shown(worst_first([{}] * 80, np.arange(80)), 0, limit)
         assert len(set(shown.tolist())) == min(limit, 80)
@@ -204,6 +208,6 @@ def test_of_a_run_from_its_files(tmp_path):
     ("PhotometricInterpretation and PresentationLUTShape contradict each other", "polarity conflict"),
     ("text is burned into the image, perhaps a name (BurnedInAnnotation)", "warning")])
 def test_sentences_of_a_header_are_filed(sentence, reason):
-    found = reports.flag_reasons(table_row("a",
-                                           warnings=f"raw data of the detector (FOR PROCESSING), not made to be shown; {sentence}"))
+    found = reports.flag_reasons(table_row("a", warnings="raw data of the detector (FOR PROCESSING), "
+                                                         f"not made to be shown; {sentence}"))
     assert sentence in found[reason] and set(found) == {reason, "warning"}
