@@ -82,8 +82,8 @@ def choose_provider(
     if kind != "cuda" or not (number.isdigit() or device == "cuda"):
         raise ValueError(f"device {device!r} is not known; choose auto, cpu, cuda or cuda:1")
     if not has_cuda:
-        raise ValueError(f"device {device!r} cannot be used here: ONNX Runtime has no CUDA; choose auto or cpu, "
-                         "or install onnxruntime-gpu in place of onnxruntime")
+        raise ValueError(f"device {device!r} cannot be used here: ONNX Runtime has no CUDA; choose auto or "
+                         "cpu, or install onnxruntime-gpu in place of onnxruntime")
     return "CUDAExecutionProvider", {"device_id": int(number or 0)}
 
 # %% ../nbs/37_inference.ipynb #8a1fbfec
