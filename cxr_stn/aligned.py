@@ -6,7 +6,7 @@
 __all__ = ['Interpolation', 'MAX_LABELS', 'Pose', 'map_points', 'map_boxes', 'MapsPoints', 'rescale_matrix',
            'choose_interpolation', 'resample_linear', 'resample_majority', 'source_points', 'resample_nearest',
            'check_fill', 'check_values', 'resample_filled', 'MapsArrays', 'HasLungs', 'HasSpacing', 'tfm_text',
-           'WritesTransforms', 'read_number', 'read_flag', 'read_row', 'Aligned']
+           'WritesTransforms', 'read_number', 'read_optional', 'read_flag', 'read_row', 'Aligned']
 
 # %% ../nbs/04_aligned.ipynb #cf95f1f0
 import math
@@ -331,6 +331,12 @@ def read_number(
     except (TypeError, ValueError): raise ValueError(f"column {name!r}: {row[name]!r} is no number") from None
 
 
+def read_optional(row: Any, name: str) -> float:
+    "A number in a row of a table; NaN if the column is missing or empty."
+    try: return float(str(row.get(name)))
+    except ValueError: return math.nan
+
+
 def read_flag(row: Any, name: str) -> bool:
     "True or False in a row of a table, also as a string; ValueError names the column otherwise."
     if name not in row: raise ValueError(f"column {name!r} is missing; is this a row of transforms.csv?")
@@ -343,7 +349,8 @@ def read_row(
     row: Any, # mapping or pandas Series, of transforms.csv
 ) -> dict[str, Any]: # the fields of `Aligned` but the image, and "shape": (h, w)
     "What a row of transforms.csv says; ValueError names a column, or the image if it was not aligned."
-    if "status" not in row: raise ValueError("column 'status' is missing; is this a row of transforms.csv?")
+    for name in ("status", "confidence"):
+        if name not in row: raise ValueError(f"column {name!r} is missing; is this a row of transforms.csv?")
     if row["status"] != "aligned":
         raise ValueError(f"image {row.get('image')}: its status is {row['status']}, so it has no transform")
     def numbers(*names): return [read_number(row, name) for name in names]
@@ -352,9 +359,9 @@ def read_row(
     pose = Pose(*numbers(*Pose._fields))
     if not np.isfinite([*values.ravel(), *pose]).all() or np.linalg.det(values) == 0:
         raise ValueError(f"image {row.get('image')}: its matrix or pose is no transform")
-    spacing = tuple(float(row.get(name) or "nan") for name in ("spacing_row", "spacing_column"))
+    spacing = read_optional(row, "spacing_row"), read_optional(row, "spacing_column")
     flags = {name: read_flag(row, name) for name in ("flagged", "mirrored", "inverted")}
-    return {"matrix": values, "pose": pose, "confidence": numbers("confidence")[0], **flags,
+    return {"matrix": values, "pose": pose, "confidence": read_optional(row, "confidence"), **flags,
             "original_shape": sides("height", "width"), "shape": sides("output_height", "output_width"),
             "spacing": spacing if all(0 < side < math.inf for side in spacing) else None}
 

@@ -22,7 +22,7 @@ from typing import Any, cast, Optional
 from pydantic import Field
 
 from . import __version__
-from .config import ParameterError, Params
+from .config import Params
 
 # %% ../nbs/85_cli.ipynb #a438f6ce
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def options_class(
         elif name in command.needed: changed[name] = (kind, needed)
     return create_model(given.__name__, __base__=given, __doc__=command.description, **changed)
 
-
+# %% ../nbs/85_cli.ipynb #386ba538
 def add_option(parser: Any, *flags: str, **settings: Any) -> Any:
     "argparse's `add_argument`, with a placeholder in capitals, and without defaults that say nothing."
     name = settings.get("dest", flags[0]).split(".")[-1].split(":")[-1]
@@ -64,7 +64,7 @@ def add_option(parser: Any, *flags: str, **settings: Any) -> Any:
     settings["help"] = re.sub(r" \((default: (None|False)|required)\)", "", settings.get("help") or "")
     return argparse.ArgumentParser.add_argument(parser, *sorted(flags, key=len), **settings)
 
-
+# %% ../nbs/85_cli.ipynb #e12c71fc
 def parse_options(
     name: str, # of the command
     command: Command,
@@ -92,7 +92,7 @@ def say_failed(
     more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
     for line in lines[:10] + more: print(line, file=sys.stderr)
 
-
+# %% ../nbs/85_cli.ipynb #c48468ca
 def run_align(
     params: Any, # AlignParams
 ) -> int: # exit code: 0 if all images could be used, else 1
@@ -151,7 +151,7 @@ def run_restore(
     print(f"{len(done) - len(failed)} restored, {len(failed)} failed")
     return 1 if len(failed) else 0
 
-
+# %% ../nbs/85_cli.ipynb #1d8a035f
 RESTORE = Command(
     "carry maps, masks or boxes of aligned images back to the originals", """\
 Carry what was found on aligned images back to the originals: heat maps, masks, label images, boxes. Only the
@@ -180,7 +180,7 @@ def run_compare(
     print(f"{result}\n\n{result.path}: {', '.join(sorted(path.name for path in result.path.glob('[!.]*')))}")
     return 0
 
-
+# %% ../nbs/85_cli.ipynb #71c2cf5d
 COMPARE = Command(
     "compare two classifiers by their predictions: table, forest plot, verdict", """\
 Compare the predictions of two classifiers for the same images: AUROC per finding with confidence intervals,
@@ -215,7 +215,7 @@ def run_export(
     print(export_onnx(find_checkpoint(params.run, ".safetensors"), output))
     return 0
 
-
+# %% ../nbs/85_cli.ipynb #2443737d
 EXPORT = Command(
     "write the aligner of a training run as ONNX", """\
 Write the aligner of a training run as an ONNX file, which cxr-stn align takes as --checkpoint, and which any
@@ -232,7 +232,7 @@ class InfoParams(Params):
 
 EXTRAS = {"study": "torch", "dicom": "pydicom", "monai": "monai", "itk": "SimpleITK"} # a package of each
 
-
+# %% ../nbs/85_cli.ipynb #ffe82991
 def run_info(
     params: InfoParams,
 ) -> int: # exit code 0
@@ -267,7 +267,7 @@ def find_notebooks() -> Path:
         if (folder / "align.ipynb").is_file(): return folder
     raise FileNotFoundError(f"no notebooks in {package}: install cxr_stn again, or clone its repository")
 
-
+# %% ../nbs/85_cli.ipynb #71437c89
 def run_notebooks(
     params: NotebooksParams,
 ) -> int: # exit code 0
@@ -296,7 +296,7 @@ jupyter, torch and more: pip install 'cxr_stn[study]'.""",
 COMMANDS = {"align": ALIGN, "restore": RESTORE, "compare": COMPARE, "export": EXPORT, "info": INFO,
             "notebooks": NOTEBOOKS}
 
-
+# %% ../nbs/85_cli.ipynb #f03168bf
 def show_commands(words: list[str]) -> int: # exit code 2, if the parser does not exit itself
     "What cxr-stn says without a command: its help, its version, or that there is no such command."
     parser = argparse.ArgumentParser(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'HOW_TO_TRAIN', 'PIXEL_TYPES', 'MIRRORED', 'ONNX_FORMAT', 'GRAPH_OUTPUTS', 'ROTATIONS', 'read_pose',
            'released_aligners', 'find_checkpoint', 'choose_provider', 'check_image', 'to_network_input', 'PoseEstimate',
-           'letterboxed', 'flag_estimate', 'open_session', 'LoadedGraph', 'warp_input', 'count_cores', 'PosePredictor',
-           'check_shape', 'invert_intensity', 'align_image', 'Aligner']
+           'letterboxed', 'flag_estimate', 'open_session', 'LoadedGraph', 'warp_input', 'count_cores', 'finish_pose',
+           'PosePredictor', 'check_shape', 'invert_intensity', 'align_image', 'Aligner']
 
 # %% ../nbs/37_inference.ipynb #5267fe59
 import base64
@@ -219,6 +219,26 @@ def count_cores() -> int:
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../nbs/37_inference.ipynb #9094bceb
+def finish_pose(
+    graph: LoadedGraph,
+    network_input: np.ndarray, # (S, S) uint8
+    answer: tuple, # `GRAPH_OUTPUTS`, what the graph says of it
+    passes: int, # of the image through the network, this one included
+) -> PoseEstimate:
+    "Pass an image through the network again where that is needed, and say where the frame lies on it."
+    input_to_image, rot90 = np.eye(3), int(answer[1])
+    if rot90:
+        input_to_image[:2, :2] = ROTATIONS[rot90]
+        answer, = graph.run(np.rot90(network_input, -rot90)[None])
+    lung_map = np.ascontiguousarray(np.rot90(answer[5][0], rot90))
+    for _ in range(passes - 1):
+        input_to_image = input_to_image @ np.vstack([answer[0], [0, 0, 1]]) / [0.9, 0.9, 1]
+        answer, = graph.run(warp_input(network_input, input_to_image)[None])
+    affine = (input_to_image @ np.vstack([answer[0], [0, 0, 1]]))[:2]
+    estimate = PoseEstimate(affine, float(answer[2]), False, answer[3], answer[4], lung_map)
+    return flag_estimate(estimate, graph.min_confidence, graph.frame_size)
+
 # %% ../nbs/37_inference.ipynb #4a423f49
 class PosePredictor(LoadedGraph):
     "From images to poses, by as many passes of each as wanted."
@@ -237,18 +257,9 @@ class PosePredictor(LoadedGraph):
         return (f"{type(self).__name__}({self.config['backbone']}, {self.input_size} px -> {h} x {w}, "
                 f"passes={self.passes})")
 
-    def _finish(self, network_input: np.ndarray, answer: tuple) -> PoseEstimate:
-        input_to_image, rot90 = np.eye(3), int(answer[1])
-        if rot90:
-            input_to_image[:2, :2] = ROTATIONS[rot90]
-            answer, = self.run(np.rot90(network_input, -rot90)[None])
-        lung_map = np.ascontiguousarray(np.rot90(answer[5][0], rot90))
-        for _ in range(self.passes - 1):
-            input_to_image = input_to_image @ np.vstack([answer[0], [0, 0, 1]]) / [0.9, 0.9, 1]
-            answer, = self.run(warp_input(network_input, input_to_image)[None])
-        affine = (input_to_image @ np.vstack([answer[0], [0, 0, 1]]))[:2]
-        estimate = PoseEstimate(affine, float(answer[2]), False, answer[3], answer[4], lung_map)
-        return flag_estimate(estimate, self.min_confidence, self.frame_size)
+    def preprocess(self, image: ArrayLike) -> np.ndarray: # (S, S) uint8
+        "An image as the network sees it, see `to_network_input`."
+        return to_network_input(image, self.input_size)
 
     def predict(
         self,
@@ -259,7 +270,7 @@ class PosePredictor(LoadedGraph):
         size = 1 if self.on_cpu else chunk
         def predict_part(start):
             part = network_inputs[start:start + size]
-            return [self._finish(*pair) for pair in zip(part, self.run(part))]
+            return [finish_pose(self, *pair, self.passes) for pair in zip(part, self.run(part))]
         starts = range(0, len(network_inputs), size)
         if len(starts) == 1: return predict_part(0)
         with ThreadPoolExecutor(count_cores() if self.on_cpu else 1) as pool:
@@ -321,10 +332,6 @@ class Aligner(PosePredictor):
         "Read an aligner as `find_checkpoint` finds it, executing nothing; CheckpointError names the file."
         path = find_checkpoint(checkpoint)
         return cls(path.read_bytes(), device, passes, str(path))
-
-    def preprocess(self, image: ArrayLike) -> np.ndarray: # (S, S) uint8
-        "An image as the network sees it, see `to_network_input`."
-        return to_network_input(image, self.input_size)
 
     def warp(self, image: np.ndarray, estimate: PoseEstimate | ArrayLike,
              shape: tuple[int, int] | None = None) -> Aligned:

@@ -186,8 +186,7 @@ class Run:
     ):
         self.path, self.params, self.manifest_hash = output_path(out_dir), params, manifest_hash
         self.path.mkdir(parents=True, exist_ok=True)
-        # gives up the lock; a second time it does nothing
-        self.close = _take(self) if not rank else lambda: None
+        self.close = _take(self) if not rank else lambda: None  # gives up the lock; the second time, nothing
         try:
             if not rank: _sign(self.path)
             self.provenance = json.loads(json.dumps(provenance(params, manifest_hash)))

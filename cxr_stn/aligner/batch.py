@@ -211,7 +211,7 @@ def is_done(
     return record.get("source") == stat and isinstance(written, dict) and all(
         name in written and file_stat(out_dir / name)[0] == written[name] for name in outputs)
 
-
+# %% ../../nbs/38_aligner.batch.ipynb #0e08ee5b
 def choose_record(
     records: list[dict], # all of one image
     outputs: list[str], stat: list[int], out_dir: Path, # as for `is_done`
@@ -276,7 +276,7 @@ def sweep(
         for part in (job.out_dir / top).rglob(".part-*"):
             if alone or (part.parent, part.name.split("-", 2)[-1]) in own: part.unlink(missing_ok=True)
 
-
+# %% ../../nbs/38_aligner.batch.ipynb #0ff99fba
 def current_records(
     job: Job,
     rows: list[int], # of the images
@@ -289,7 +289,7 @@ def current_records(
         return choose_record(earlier.get(names.iat[i], []), job.outputs(i), stat, job.out_dir)
     return {i: current(i) for i in rows}
 
-
+# %% ../../nbs/38_aligner.batch.ipynb #be3558a7
 def resume(
     job: Job,
     shard: Shard,
@@ -391,7 +391,7 @@ def align_rows(
             yield i, future.result()
     for i, future in begun: yield i, future.result()
 
-
+# %% ../../nbs/38_aligner.batch.ipynb #41a3f9ee
 def run_job(
     job: Job,
     shard: Shard = Shard(), # which part of it

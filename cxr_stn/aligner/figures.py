@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 
 from ..geometry import MATRIX_ENTRIES
@@ -71,7 +70,7 @@ def mean_images(
     if not len(rows): raise ValueError("no image could be aligned, see failures.csv; so there is no mean")
     shape, before, after = aligner.frame_size, 0, 0
     for i in rows:
-        before = before + to_unit(aligner.warp(dataset.read(i), torch.eye(2, 3), shape).image)
+        before = before + to_unit(aligner.warp(dataset.read(i), np.eye(2, 3), shape).image)
         aligned = to_unit(read_image(out_dir / table["file"].iat[i]))
         after = after + cv2.resize(aligned, shape[::-1], interpolation=cv2.INTER_AREA)
     return before / len(rows), after / len(rows)

@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from ..config import input_path, output_path, Params
-from ..runs import atomic_write, claim, Run
+from ..runs import claim, Run
 from ..data.chestxray14 import MetadataError, read_rows
 from ..data.datasets import evenly_spaced, ImageDataset, load_folder
 from ..data.dicom import list_radiographs, read_radiograph
@@ -169,7 +169,7 @@ def open_input(
     if n_images is not None: table = table.iloc[evenly_spaced(len(table), n_images)]
     return open_listed(table, path.name, out_dir)
 
-
+# %% ../../nbs/82_tool.align.ipynb #f8d8b511
 def open_images(
     params: AlignParams,
 ) -> Images:
@@ -200,7 +200,7 @@ def read_boxes(
         raise MetadataError(f"{path}, row {boxes.index[bad][0]}: left, top, right, bottom are no box")
     return boxes.assign(**edges)
 
-
+# %% ../../nbs/82_tool.align.ipynb #f42dcde5
 def map_box_table(
     boxes: pd.DataFrame, # as `read_boxes` gives it
     table: pd.DataFrame, # of transforms
@@ -244,11 +244,11 @@ def write_tables(
 @contextmanager
 def claim_shards(
     out_dir: Path, # of the run
-    keep_trying: float = 0, # seconds
+    patience: float = 0, # seconds
 ) -> Iterator[list[Path]]: # folders of shards that somebody is working on; empty: we have them all
     "Keep every shard of a run from others, if that is possible."
     folders = sorted(path for path in out_dir.glob("shards/*") if path.is_dir())
-    until = time.monotonic() + keep_trying
+    until = time.monotonic() + patience
     while True:
         with ExitStack() as stack:
             busy = [folder for folder in folders if not stack.enter_context(claim(folder))]
@@ -257,7 +257,7 @@ def claim_shards(
                 return
         time.sleep(0.2)
 
-
+# %% ../../nbs/82_tool.align.ipynb #12bc1393
 def align_shard(
     params: AlignParams, images: Images, job: Job, shard: Shard,
     progress: bool | None = None, # show a bar; None: in a terminal only
@@ -271,7 +271,7 @@ def align_shard(
     every = list(current_records(job, range(len(job.dataset))).values())
     if None in every: return transform_table(records), []
     whole, manifest_hash = params.model_copy(update={"shard": "1/1"}), job.dataset.manifest_hash()
-    with claim_shards(job.out_dir, keep_trying=5) as busy:
+    with claim_shards(job.out_dir, patience=5) as busy:
         if busy: return transform_table(records), []
         with Run(job.out_dir, whole, manifest_hash) as run:
             written = write_tables(run, params, images, job, every)[1]

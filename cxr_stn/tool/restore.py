@@ -17,7 +17,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from ..config import input_path, Params
-from ..runs import atomic_path, atomic_write
+from ..runs import atomic_write
 from ..aligned import Aligned, Interpolation
 from ..data.images import has_image_ending, ImageError, list_images, read_image, write_png
 from ..aligner.batch import check_apart
@@ -30,8 +30,8 @@ class RestoreParams(Params):
     "All decisions of the way back."
     input: str = Field(
         description="what to carry back: a folder of maps or masks, named as the aligned images (PNG, "
-                    "another image format, or NumPy's .npy), or a CSV file of boxes with columns image, left, top, "
-                    "right, bottom in pixels of the aligned images")
+                    "another image format, or NumPy's .npy), or a CSV file of boxes with columns image, "
+                    "left, top, right, bottom in pixels of the aligned images")
     transforms: str = Field(description="folder of the alignment, or its transforms.csv")
     out_dir: str = Field(description="folder for what was carried back, in pixels of the originals")
     interpolation: Interpolation = Field(
@@ -77,7 +77,7 @@ def write_map(
     np.save(data, values, allow_pickle=False)
     atomic_write(path, data.getvalue())
 
-
+# %% ../../nbs/83_tool.restore.ipynb #5bdc8290
 def restore_one(
     params: RestoreParams,
     folder: Path, # of the maps
@@ -109,7 +109,7 @@ def restore_maps(
         reasons = [reason or "" for reason in tqdm(work, total=len(maps), unit="map", disable=quiet)]
     return pd.DataFrame({"map": [path.relative_to(folder).as_posix() for path, _ in maps], "reason": reasons})
 
-
+# %% ../../nbs/83_tool.restore.ipynb #185c36c3
 def restore(
     params: RestoreParams,
     progress: bool | None = None, # show a bar; None: in a terminal only

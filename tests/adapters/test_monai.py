@@ -140,7 +140,7 @@ def test_exchanged_axes_of_real_images_are_seen(aligner):
                 warnings.simplefilter("always")
                 AlignChestd("image", aligner=aligner, indexing=indexing)({"image": image})
             warned[indexing] += any("are exchanged" in str(w.message) for w in caught)
-    assert warned["ij"] == 0 and warned["xy"] > .5 * len(files), (warned, len(files))
+    assert warned["ij"] == 0 and warned["xy"] > .8 * len(files), (warned, len(files))
 
 
 def test_one_pose_for_all_and_none_without_an_image(loaded, aligner):
