@@ -1,5 +1,5 @@
-"""How the site is made: `make docs`. Its source folder is the repository itself, so that relative links of notebooks
-and pages lead where they lead there. Notebooks are shown as they were executed."""
+"""How the site is made: `make docs`. Its source folder is the repository itself, so that relative links of
+notebooks and pages lead where they lead there. Notebooks are shown as they were executed."""
 import inspect, json, re, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -35,10 +35,10 @@ html_additional_pages = {"index": "to_front_page.html"}
 html_copy_source = html_show_sphinx = False
 
 
-# --- a page for each module of the tool -----------------------------------------------------------------------------
+# --- a page for each module of the tool ---------------------------------------------------------------
 
-MODULES = ["inference", "aligned", "geometry", "stn", "resampling", "data/images", "data/dicom*", "aligner/batch",
-           "tool/*", "adapters/*", "cli", "report*", "study/compare", "config", "runs"]
+MODULES = ["inference", "aligned", "geometry", "stn", "resampling", "data/images", "data/dicom*",
+           "aligner/batch", "tool/*", "adapters/*", "cli", "report*", "study/compare", "config", "runs"]
 
 
 def write_module_pages(app):
@@ -47,18 +47,20 @@ def write_module_pages(app):
     folder.mkdir(exist_ok=True)
     files = [path for name in MODULES for path in (ROOT/"cxr_stn").glob(f"{name}.py") if path.stem[0] != "_"]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
-    pages = {folder/f"{name}.rst": f"{name[8:]}\n{'=' * len(name)}\n\n.. automodule:: {name}\n" for name in names}
+    pages = {folder/f"{name}.rst": f"{name[8:]}\n{'=' * len(name)}\n\n.. automodule:: {name}\n"
+             for name in names}
     for path in set(folder.glob("*")) - set(pages): path.unlink()
     for path, text in pages.items():
         if not path.exists() or path.read_text() != text: path.write_text(text)
 
 
-# --- docstrings, with the comments behind arguments, fields and results, which say shapes and units ------------------
+# --- docstrings, with the comments behind arguments, fields and results, which say shapes and units ------
 
 def escape(text):
     "Plain text as reStructuredText: only `code` is markup"
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(p if i % 2 else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", p) for i, p in enumerate(parts))
+    parts[::2] = [re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def mark_up(lines):
@@ -71,11 +73,12 @@ def mark_up(lines):
 
 def comments(obj):
     "(name, comment, type or None) of arguments, of fields, and of the result, which is called return"
-    if inspect.isclass(obj) and not hasattr(obj, "model_fields") and (fields := getattr(obj, "__annotations__", {})):
+    if hasattr(obj, "model_fields"):
+        fields = obj.model_fields.items()
+        yield from ((name, field.description, None) for name, field in fields if field.description)
+    elif inspect.isclass(obj) and (fields := getattr(obj, "__annotations__", {})):
         found = re.findall(r"^    (\w+):.*?#\s*(.+)$", inspect.getsource(obj), flags=re.M)
         yield from ((name, text, None) for name, text in found if name in fields)
-    elif hasattr(obj, "model_fields"):
-        yield from ((name, f"{f.description}; default: `{f.default!r}`", None) for name, f in obj.model_fields.items())
     else:
         try: found = docments(obj, full=True)
         except (TypeError, OSError, SyntaxError): found = {}
@@ -89,17 +92,20 @@ def add_comments(app, what, name, obj, options, lines):
     lines[:] = [*mark_up(list(lines)), ""]
     if what not in ("function", "method", "class"): return
     for argument, text, type in comments(obj):
-        lines.append((":returns: " if argument == "return" else f":param {argument}: ") + escape(" ".join(text.split())))
+        field = ":returns:" if argument == "return" else f":param {argument}:"
+        lines.append(f"{field} {escape(' '.join(text.split()))}")
         if type: lines.append(f":type {argument}: {type}")
 
 
 def skip_alias(app, what, name, obj, skip, options):
-    "Fields of a NamedTuple are in the list of its fields"
-    return True if (inspect.getdoc(obj) or "").startswith("Alias for field number") else None
+    "Fields of a NamedTuple are in the list of its fields; how pydantic is set is of no interest"
+    alias = (inspect.getdoc(obj) or "").startswith("Alias for field number")
+    return True if alias or name == "model_config" else None
 
 
 def without_directives(notebook):
-    "The JSON text of a notebook without nbdev's directives, such as `#| export`, and without cells that nothing is left of"
+    """The JSON text of a notebook without nbdev's directives, such as `#| export`, and without cells of which
+    nothing is left"""
     nb = json.loads(notebook)
     for cell in nb["cells"]: cell["source"] = [line for line in cell["source"] if not line.startswith("#|")]
     nb["cells"] = [cell for cell in nb["cells"] if "".join(cell["source"]).strip()]
@@ -111,7 +117,8 @@ def relink(app, name, source):
     def to_folder(link):
         folder = (ROOT/name).parent/link[1]
         if not link[1] or not folder.is_dir(): return link[0]
-        return f"]({settings['git_url']}/tree/{settings['branch']}/{folder.resolve().relative_to(ROOT).as_posix()})"
+        path = folder.resolve().relative_to(ROOT).as_posix()
+        return f"]({settings['git_url']}/tree/{settings['branch']}/{path})"
     text = without_directives(source[0]) if (ROOT/f"{name}.ipynb").exists() else source[0]
     text = re.sub(r"(\]\([\w./]*#)([\w-]+)(?=\))", lambda link: link[1] + link[2].lower(), text)
     source[0] = re.sub(r"\]\(([\w./-]*)\)", to_folder, text)

@@ -23,15 +23,13 @@ def commands():
     "Every call of the command on a page, in its shell blocks or its scripts, with K/N for the shard"
     for path in [ROOT/"docs"/"index.md", *TASKS]:
         blocks = re.findall(r"^```(?:bash|python)?\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
-        for line in re.findall(r"cxr-stn ([^\"\n]*?(?:\"\$[^\n]*)?)(?:$|\"| :::)",
-                               "\n".join(blocks).replace("\\\n", ""),
-                               re.M):
+        for line in re.findall(r"cxr-stn ([^\"\n]*)", "\n".join(blocks).replace("\\\n", "")):
             yield path.name, re.sub(r"(--shard) .*", r"\1 3/40", line)
 
 def test_the_commands_on_the_pages_are_commands():
     found = list(commands())
-    assert len(found) >= 8 and {name for name, _ in found} >= {"index.md", "folder.md", "dicom.md",
-                                                               "results_back.md"}
+    assert {name for name, _ in found} >= {"index.md", "folder.md", "dicom.md", "results_back.md"}
+    assert sum("--shard 3/40" in line for _, line in found) == 3
     for _, line in found:
         name, *words = line.split()
         parse_options(name, COMMANDS[name], words)
@@ -42,21 +40,20 @@ def test_comments_reach_the_pages():
     fields = {name: text for name, text, _ in conf.comments(Aligned)}
     assert fields["image"].startswith("(h, w) or (h, w, C)") and "original_shape" in fields
     options = {name: text for name, text, _ in conf.comments(CompareFilesParams)}
-    assert options["level"].startswith("of confidence") and "0.95" in options["level"]
+    assert options["level"].startswith("of confidence")
 
 def test_docstrings_are_plain_text():
     assert conf.escape("a * b, label_ and `code_ * |`") == r"a \* b, label\_ and `code_ * |`"
-    assert list(conf.mark_up(["Do it:", "", "    f(*x)", "", "Done."])) == ["Do it:", "", "::", "",
-                                                                            "    f(*x)", "", "Done."]
+    lines = ["Do it:", "", "    f(*x)", "", "Done."]
+    assert list(conf.mark_up(lines)) == ["Do it:", "", "::", "", "    f(*x)", "", "Done."]
 
 def test_directives_and_what_is_left_empty_are_not_shown():
-    text = conf.without_directives('{"cells": [{"source": ["#| default_exp x"]}, '
-                                   '{"source": ["#| export\\n", "x = 1"]}]}')
-    assert text == '{"cells": [{"source": ["x = 1"]}]}'
+    cells = '{"source": ["#| default_exp x"]}, {"source": ["#| export\\n", "x = 1"]}'
+    assert conf.without_directives(f'{{"cells": [{cells}]}}') == '{"cells": [{"source": ["x = 1"]}]}'
 
 def build(source, to):
     "The finished process of a build with warnings as errors"
-    for module in ("sphinx", "myst_nb", "furo"):
+    for module in ("sphinx", "myst_nb", "furo", "sphinx-mathjax-offline"):
         pytest.importorskip(module, reason=f"{module} is missing (extra docs)")
     words = ["-W", "--keep-going", "-q", "-c", "docs", "-d", to/"doctrees", ".", to/"html"]
     return subprocess.run([sys.executable, "-m", "sphinx", *map(str, words)], cwd=source, capture_output=True,
