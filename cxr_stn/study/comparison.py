@@ -35,8 +35,9 @@ class CompareParams(Params):
     arms: Optional[dict[str, str] | list[str]] = Field(
         None, description="arm: pattern of run folders or files, as a mapping or a list of 'arm=pattern'; "
                           "None: those of the experiment")
-    experiment: str = Field(POSITIVE, description="where arms is None: folder of an experiment of sweep.ipynb; "
-                                              "if the default one is not there, two simulated arms")
+    experiment: str = Field(
+        POSITIVE, description="where arms is None: folder of an experiment of sweep.ipynb; "
+                              "if the default one is not there, two simulated arms")
     comparator: Optional[str] = Field(
         None, description="the arm to compare with; None: 'standard' if there is one, else the first")
     out_dir: str = Field("runs/compare", description="where tables and figures go")

