@@ -76,12 +76,14 @@ def to_onnx(
 ) -> bytes: # an ONNX model, equal for equal networks
     "A network as an ONNX graph with its metadata; ImportError without the packages onnx and onnxscript."
     import onnx
+    from onnxscript.optimizer import optimize
     model = onnx.load_from_string(_traced_graph(json.dumps(network.config)))
     state = network.state_dict()
     for weights in model.graph.initializer:
         if weights.name.removeprefix("network.") in state:
             values = state[weights.name.removeprefix("network.")].detach().cpu().contiguous().numpy()
             weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    model = optimize(model)  # batch normalisations become part of the convolutions
     known = dict(format=ONNX_FORMAT, config=json.dumps(network.config), metadata=json.dumps(metadata),
                  min_confidence=repr(network.min_confidence.item()),
                  lung_template=_as_text(network.lung_template))
