@@ -312,13 +312,13 @@ def calibrate(
 
 # %% ../../nbs/35_aligner.training.ipynb #50e76540
 class Export(pl.Callback):
-    "Writes aligner.safetensors when training ends."
+    "Writes aligner.safetensors when training has ended, in this process or in one that was killed then."
     def __init__(
         self, path: str | Path, # of the file
         **metadata, # plain values (JSON) to be kept in it
     ): self.path, self.metadata = Path(path), metadata
 
-    def on_train_end(self, trainer: pl.Trainer, module: AlignerTraining) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: AlignerTraining) -> None:
         if not trainer.is_global_zero: return
         data = trainer.datamodule
         module.calibrate(data.images(data.train_rows, module.params.n_canonical))
