@@ -13,6 +13,7 @@ import yaml
 from cxr_stn.data.chestxray14 import FINDINGS
 from cxr_stn.aligner.networks import AlignerNetwork
 from cxr_stn.aligner.checkpoints import save_network
+from cxr_stn.aligner.export import export_onnx
 from cxr_stn.classifier.predictions import read_predictions
 from cxr_stn.classifier.training import ClassifierTraining, ClassifyParams, fit_classifier
 from cxr_stn.study.sweep import is_finished, planned_runs, sweep, SweepParams
@@ -31,6 +32,7 @@ def runs_dir(tmp_path_factory):
     torch.nn.init.normal_(network.localiser.answer.weight, std=0.3)
     network.localiser.answer.bias.data[2:4] = -0.3  # frames smaller than the image
     save_network(folder / "aligner.safetensors", network, data="phantom", seed=0)
+    export_onnx(folder / "aligner.safetensors")
     return folder
 
 
