@@ -17,6 +17,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import onnx
 import pandas as pd
 import psutil
 import pytest
@@ -38,10 +39,10 @@ from cxr_stn.config import CheckpointError
 from cxr_stn.backbones import load_network
 from cxr_stn.trainer import StepSeeds
 from cxr_stn.aligner.networks import AlignerNetwork
-from cxr_stn.aligner.checkpoints import CHECKPOINT_FORMAT
+from cxr_stn.aligner.checkpoints import CHECKPOINT_FORMAT, read_network
 from cxr_stn.aligner.data import TrainParams
 from cxr_stn.aligner.training import fit_aligner
-from cxr_stn.inference import Aligner
+from cxr_stn.inference import Aligner, find_checkpoint
 from cxr_stn.aligner.batch import align_dataset, read_records
 from cxr_stn.tool.align import AlignParams
 from cxr_stn.evaluation.tables import EvaluateParams
@@ -479,17 +480,37 @@ CHECKPOINTS = { # content, and what the error says
 def test_bad_checkpoints(tmp_path, name):
     make, said = CHECKPOINTS[name]
     (tmp_path/"mine.safetensors").write_bytes(make())
-    with pytest.raises(CheckpointError) as caught: Aligner.load(tmp_path/"mine.safetensors")
+    with pytest.raises(CheckpointError) as caught: read_network(tmp_path/"mine.safetensors")
     assert str(tmp_path/"mine.safetensors") in str(caught.value) and said in str(caught.value)
+
+
+def of_another_program():
+    model = onnx.load_from_string(find_checkpoint().read_bytes())
+    onnx.helper.set_model_props(model, {"format": "another"})
+    return model.SerializeToString()
+
+
+GRAPHS = {"empty": lambda: b"", "text": lambda: b"hello, this is no graph",
+          "half": lambda: find_checkpoint().read_bytes()[:5_000_000],
+          "safetensors": lambda: checkpoint(network().state_dict()), "another program": of_another_program}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_bad_graphs(tmp_path, name):
+    (tmp_path/"mine.onnx").write_bytes(GRAPHS[name]())
+    with pytest.raises(CheckpointError) as caught: Aligner.load(tmp_path/"mine.onnx")
+    said = "not an aligner" if name == "another program" else "cannot be read"
+    assert str(tmp_path/"mine.onnx") in str(caught.value) and said in str(caught.value)
 
 
 @pytest.mark.parametrize("how", [partial(pickle.dumps, protocol=2),
                                  lambda trap: zipped({"state_dict": trap})], ids=["pickle", "torch"])
-@pytest.mark.parametrize("name", ["evil.safetensors", "evil.pt", "evil.ckpt", "chest"])
+@pytest.mark.parametrize("name", ["evil.onnx", "evil.safetensors", "evil.pt", "evil.ckpt", "chest"])
 def test_no_pickle_is_executed(tmp_path, name, how):
     trap = tmp_path/"executed"
     (tmp_path/name).write_bytes(how(Payload(trap)))
-    with pytest.raises(CheckpointError, match=name): Aligner.load(tmp_path/name)
+    load = read_network if name.endswith(".safetensors") else Aligner.load
+    with pytest.raises(CheckpointError, match=name): load(tmp_path/name)
     with pytest.raises(ValueError, match=f"{name}.*not a state dict"):
         load_network("resnet18", str(tmp_path/name))
     assert not trap.exists()
