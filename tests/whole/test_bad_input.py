@@ -716,7 +716,7 @@ def test_impossible_fractions(dataset, fraction):
         load_dataset("folder", dataset/"images", test_fraction=fraction)
 
 
-@pytest.mark.parametrize("given, said", [(dict(device="quantum"), "choose auto or cpu"),
+@pytest.mark.parametrize("given, said", [(dict(device="quantum"), "choose auto, cpu, cuda"),
                                          (dict(passes=0), "passes = 0"),
                                          (dict(checkpoint="chesst"), "released aligners: ")])
 def test_wrong_options_of_the_aligner(batch, given, said):
