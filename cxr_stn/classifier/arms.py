@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STILL', 'GREY', 'LabelledDataParams', 'ArmParams', 'ClassifierAugmentationParams', 'InputParams',
-           'load_labelled_dataset', 'check_fitted', 'FittedAligner', 'open_aligner', 'AlignedDataset',
-           'build_arm_cache', 'predict_frames', 'cached_frames', 'center_crop_affine', 'mean_area', 'oracle_affines',
-           'box_affine', 'arm_affines', 'affine_table', 'read_affines', 'sample_flip_crop', 'Augmentation',
-           'ArmDataset']
+           'load_labelled_dataset', 'check_fitted', 'aligner_checksum', 'FittedAligner', 'open_aligner',
+           'AlignedDataset', 'build_arm_cache', 'predict_frames', 'cached_frames', 'center_crop_affine', 'mean_area',
+           'oracle_affines', 'box_affine', 'arm_affines', 'affine_table', 'read_affines', 'sample_flip_crop',
+           'Augmentation', 'ArmDataset']
 
 # %% ../../nbs/50_classifier.arms.ipynb #f91e5c36
 import hashlib
@@ -173,6 +173,13 @@ def check_fitted(
             f"{n_train} here; whether the split is the same cannot be told.")
 
 # %% ../../nbs/50_classifier.arms.ipynb #d9170109
+def aligner_checksum(
+    checkpoint: str | None, # as the parameter `aligner`
+) -> str: # SHA-256 of its file
+    "What tells an aligner from another one; FileNotFoundError as `find_checkpoint`."
+    return hashlib.sha256(find_checkpoint(checkpoint, ".safetensors").read_bytes()).hexdigest()
+
+
 class FittedAligner(NamedTuple):
     "An aligner as the classifier's training needs it."
     network: AlignerNetwork # in evaluation mode, on its device
@@ -186,11 +193,10 @@ def open_aligner(
 ) -> FittedAligner:
     "The aligner of a run; prints what is open about its training images. ValueError as `check_fitted`."
     on_cpu = params.devices > 1 or params.accelerator == "cpu"
-    path = find_checkpoint(params.aligner, ".safetensors")
-    network, _, metadata = read_network(path)
+    network, _, metadata = read_network(find_checkpoint(params.aligner, ".safetensors"))
     if note := check_fitted(metadata, dataset, params): print(note)
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return FittedAligner(network.to(choose_device("cpu" if on_cpu else "auto")), metadata, checksum)
+    network = network.to(choose_device("cpu" if on_cpu else "auto"))
+    return FittedAligner(network, metadata, aligner_checksum(params.aligner))
 
 # %% ../../nbs/50_classifier.arms.ipynb #21a9702d
 class AlignedDataset(ImageDataset):

@@ -7,7 +7,6 @@ __all__ = ['ClassifyParams', 'ClassifierTraining', 'fewer_images', 'ArmData', 'C
            'predict', 'arm_checksum', 'find_state', 'begin_run', 'finish_run', 'say_estimable', 'fit_classifier']
 
 # %% ../../nbs/54_classifier.training.ipynb #80d5942c
-import hashlib
 import json
 import shutil
 from functools import partial
@@ -34,9 +33,8 @@ from ..trainer import (bare_trainer, check_start, choose_device, EpochLog, freez
                              make_optimizer, quiet, read_checkpoint, RunData, RunParams, set_up,
                              share_batch_norm, threads)
 from ..aligner.networks import AlignerNetwork, predict_poses
-from ..inference import find_checkpoint
-from .arms import (affine_table, arm_affines, ArmDataset, Augmentation, build_arm_cache,
-                                     InputParams, read_affines)
+from .arms import (affine_table, aligner_checksum, arm_affines, ArmDataset, Augmentation,
+                                     build_arm_cache, InputParams, read_affines)
 from .model import (class_weights, classification_loss, Classifier, ClassifierParams,
                                       end_to_end_network)
 from .metrics import macro_auroc
@@ -263,7 +261,7 @@ def arm_checksum(
     "The checksum that the arm would have now, of its aligner or of the images that align.ipynb wrote."
     if params.aligned_dir: return digest([(cache.dataset.content_hash(),)])
     if arm_metadata["aligner"] is None: return None
-    return hashlib.sha256(find_checkpoint(params.aligner, ".safetensors").read_bytes()).hexdigest()
+    return aligner_checksum(params.aligner)
 
 
 def find_state(

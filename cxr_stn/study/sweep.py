@@ -6,7 +6,6 @@
 __all__ = ['SweepParams', 'planned_runs', 'is_finished', 'sweep']
 
 # %% ../../nbs/66_study.sweep.ipynb #8864a5f9
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from ..config import input_path, output_path, Params, read_yaml
 from ..runs import execute_run, has_params
-from ..inference import find_checkpoint
+from ..classifier.arms import aligner_checksum
 from ..classifier.training import ClassifyParams
 
 # %% ../../nbs/66_study.sweep.ipynb #984a3e27
@@ -55,8 +54,7 @@ def is_finished(
     except FileNotFoundError: return False
     if not (folder / "predictions.parquet").exists() or not has_params(folder, params): return False
     if params.aligned_dir or arm["aligner"] is None: return True
-    checkpoint = find_checkpoint(params.aligner, ".safetensors")
-    return arm["aligner"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return arm["aligner"] == aligner_checksum(params.aligner)
 
 # %% ../../nbs/66_study.sweep.ipynb #ed8d9096
 def sweep(

@@ -263,14 +263,14 @@ def align_shard(
     progress: bool | None = None, # show a bar; None: in a terminal only
 ) -> tuple[pd.DataFrame, list[str]]: # transforms of this shard; files written beside the images
     "Align one shard; the last to finish writes the tables. OSError if another process works on it."
-    folder = shard.folder(job.out_dir)
+    folder, manifest_hash = shard.folder(job.out_dir), job.dataset.manifest_hash()
     with claim(folder) as mine:
         if not mine: raise OSError(f"another process works on shard {params.shard} in {job.out_dir}")
-        with Run(folder, params, job.dataset.manifest_hash()):
+        with Run(folder, params, manifest_hash):
             records = run_job(job, shard, progress)
     every = list(current_records(job, range(len(job.dataset))).values())
     if None in every: return transform_table(records), []
-    whole, manifest_hash = params.model_copy(update={"shard": "1/1"}), job.dataset.manifest_hash()
+    whole = params.model_copy(update={"shard": "1/1"})
     with claim_shards(job.out_dir, patience=5) as busy:
         if busy: return transform_table(records), []
         with Run(job.out_dir, whole, manifest_hash) as run:

@@ -27,7 +27,7 @@ from helpers import Payload, random_image, save_aligner
 from PIL import Image
 from safetensors.torch import save
 
-from cxr_stn.config import ParameterError
+from cxr_stn.config import CheckpointError, ParameterError
 from cxr_stn.runs import atomic_write
 from cxr_stn.data.images import ImageError, read_image, write_png
 from cxr_stn.data.chestxray14 import MetadataError
@@ -35,7 +35,6 @@ from cxr_stn.data.datasets import load_folder, load_masked
 from cxr_stn.data.chestmnist import ChestMNISTDataset
 from cxr_stn.data.cache import build_cache, cache_folder, open_cache
 from cxr_stn.sources import load_dataset
-from cxr_stn.config import CheckpointError
 from cxr_stn.backbones import load_network
 from cxr_stn.trainer import StepSeeds
 from cxr_stn.aligner.networks import AlignerNetwork
