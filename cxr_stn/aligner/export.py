@@ -37,6 +37,13 @@ class AlignerGraph(nn.Module):
                 output.mirrored.sigmoid(), output.inverted.sigmoid(), output.lungs.sigmoid())
 
 # %% ../../nbs/36_aligner.export.ipynb #b00744a4
+def _affine_grid(theta, size, align_corners):
+    "PyTorch's sampling grid in ONNX; arguments as those of `torch.nn.functional.affine_grid`."
+    from onnxscript import opset20 as op
+    sides = op.Concat(*(op.Reshape(side, [1]) for side in size), axis=0)
+    return op.AffineGrid(theta, sides, align_corners=int(align_corners))
+
+
 @functools.cache
 def _traced_graph(
     config: str, # JSON of `AlignerNetwork.config`
@@ -49,7 +56,9 @@ def _traced_graph(
         warnings.simplefilter("ignore")  # of the exporter about itself
         program = torch.onnx.export(
             AlignerGraph(network), (image,), input_names=["image"], output_names=GRAPH_OUTPUTS, dynamo=True,
-            dynamic_shapes=[{0: torch.export.Dim("images", min=1)}], optimize=False, verbose=False)
+            dynamic_shapes=[{0: torch.export.Dim("images", min=1)}], optimize=False, verbose=False,
+            opset_version=20,
+            custom_translation_table={torch.ops.aten.affine_grid_generator.default: _affine_grid})
     model = program.model_proto
     del model.graph.value_info[:]
     for node in model.graph.node:

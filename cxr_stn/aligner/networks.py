@@ -135,17 +135,20 @@ class AlignerNetwork(nn.Module):
         raw, *rest = self.localiser(images)
         return NetworkOutput(pose_to_affine(self.bounded(raw)), *rest)
 
-    def aligned_lungs(self, output: NetworkOutput) -> Tensor: # (B, 1, *frame_size) in [0, 1]
-        "The lung maps as the frame shows them."
-        return warp(output.lungs.sigmoid(), output.affine, self.frame_size)
+    def aligned_lungs(
+        self, output: NetworkOutput,
+    ) -> tuple[Tensor, Tensor]: # (B, 1, h / 2, w / 2) and (1, 1, h / 2, w / 2) in [0, 1]
+        "The lung maps as the frame shows them and the mean lungs, both at half the frame's resolution."
+        shape = [side // 2 for side in self.frame_size]
+        mean = F.interpolate(self.lung_template, shape, mode="bilinear")
+        return warp(output.lungs.sigmoid(), output.affine, shape), mean
 
     def refine(self, output: NetworkOutput, trust: float = 0.75) -> NetworkOutput:
         "The same output, its pose corrected by its lung map; `trust` as in `refine_pose`."
-        found = self.aligned_lungs(output)
-        return output._replace(affine=refine_pose(output.affine, found, self.lung_template, trust))
+        return output._replace(affine=refine_pose(output.affine, *self.aligned_lungs(output), trust))
 
     def confidence(self, output: NetworkOutput) -> Tensor: # (B,) in [0, 1]; NaN: no mean lungs yet
-        return lung_overlap(self.aligned_lungs(output), self.lung_template)
+        return lung_overlap(*self.aligned_lungs(output))
 
 # %% ../../nbs/30_aligner.networks.ipynb #59a69f80
 def mass_quantiles(

@@ -92,8 +92,8 @@ def to_grey(
     if image.dtype not in (np.uint8, np.uint16, np.float32): image = image.astype(np.float32)
     if image.ndim == 2: return image
     channels = image.shape[2]
-    colour = np.ascontiguousarray(image[..., :3])
-    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY) if channels > 2 else image[..., 0]
+    how = cv2.COLOR_RGB2GRAY if channels == 3 else cv2.COLOR_RGBA2GRAY
+    grey = cv2.cvtColor(np.ascontiguousarray(image), how) if channels > 2 else image[..., 0]
     return over_black(grey, image[..., -1]) if channels in (2, 4) else grey
 
 # %% ../../nbs/10_data.images.ipynb #d6cb2c62
@@ -210,8 +210,10 @@ def to_unit(
     black, white = grey_percentiles(grey, (low, high))
     if black == white: black, white = float(grey.min()), float(grey.max())
     if black == white: return np.zeros(grey.shape, np.float32)
-    unit = (grey.astype(np.float32) - np.float32(black)) * np.float32(1 / (white - black))
-    return np.clip(unit, 0, 1, out=unit)
+    def stretched(values):
+        unit = (values.astype(np.float32) - np.float32(black)) * np.float32(1 / (white - black))
+        return np.clip(unit, 0, 1, out=unit)
+    return cv2.LUT(grey, stretched(np.arange(256))) if grey.dtype == np.uint8 else stretched(grey)
 
 # %% ../../nbs/10_data.images.ipynb #375e9099
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
