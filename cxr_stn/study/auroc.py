@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ESTIMATES', 'AGE_BANDS', 'influence', 'Scatter', 'scatter', 'load_special', 'p_value', 'interval', 'share_interval',
-           'patient_codes', 'paired_test', 'finding_scatter', 'check_arms', 'finding_names', 'count_labels',
-           'mean_over_findings', 'holm', 'compare_arms', 'bootstrap_aurocs', 'subgroups', 'compare_subgroups',
-           'detectable_difference']
+           'patient_codes', 'paired_test', 'weighted_mean', 'usable_folds', 'finding_scatter', 'check_arms',
+           'finding_names', 'count_labels', 'holm', 'check_folds', 'compare_arms', 'bootstrap_aurocs', 'subgroups',
+           'compare_subgroups', 'detectable_difference']
 
 # %% ../../nbs/60_study.auroc.ipynb #ada2c16e
 from collections.abc import Sequence
@@ -169,23 +169,53 @@ def paired_test(
     return dict(auroc_a=area[0], auroc_b=area[1], difference=difference, low=float(low), high=float(high),
                 se=variance**.5, df=df, p=float(p_value(difference, variance, df)))
 
+# %% ../../nbs/60_study.auroc.ipynb #45ddbeaa
+def weighted_mean(
+    parts: Sequence[tuple[Any, Scatter]], # estimates (2S,), or one number, and their Scatter
+    weights: Sequence[float] | None = None, # one a part; None: equal ones
+) -> tuple[np.ndarray, Scatter]: # the mean estimates (2S,), or one number, and their Scatter
+    "A mean of estimates from the same patients, such as the macro mean over findings."
+    w = np.ones(len(parts)) if weights is None else np.asarray(weights, float) / np.max(weights)
+    total, zero, spreads = w.sum(), np.zeros(1), [spread for _, spread in parts]
+    return sum(x * np.asarray(area) for x, (area, _) in zip(w, parts)) / total, Scatter(
+        sum((x * s.sums for x, s in zip(w, spreads)), zero) / total,
+        sum((x**2 * s.expected for x, s in zip(w, spreads)), zero) / total**2,
+        sum((x**2 * s.single for x, s in zip(w, spreads)), zero) / total**2)
+
+# %% ../../nbs/60_study.auroc.ipynb #7d0c608f
+def usable_folds(
+    labels: np.ndarray, # (N,) 0, 1 or NaN
+    codes: np.ndarray,  # (N,) int: patients
+    folds: np.ndarray | None, # (N,) of a cross-validation; None: there is none
+) -> list[np.ndarray]: # (N,) bool each: labelled images of a fold
+    "The images of each fold that has two patients with and two without the finding; without folds, all."
+    known = ~np.isnan(labels)
+    if folds is None: return [known]
+    parts = [known & (folds == fold) for fold in np.unique(folds)]
+    return [rows for rows in parts
+            if min(len(np.unique(codes[rows & (labels == kind)])) for kind in (0, 1)) >= 2]
+
 # %% ../../nbs/60_study.auroc.ipynb #77bec668
 def finding_scatter(
     scores: np.ndarray, # (N, 2S) of arm a, S seeds, then of arm b, the same seeds
     labels: np.ndarray, # (N,) 0, 1 or NaN
     codes: np.ndarray,  # (N,) int: patients, counted from 0
     count: int,         # P: number of patients
+    folds: np.ndarray | None = None, # (N,) of a cross-validation; None: one network judged all images
 ) -> tuple[np.ndarray, Scatter] | None: # AUROCs (2S,); K = 3: means of a, b, b - a. None if not estimable
     "AUROCs of one finding, and what their variances need: the influence values are averaged over seeds."
-    seeds, known = scores.shape[1] // 2, ~np.isnan(labels)
-    positive = labels[known] == 1
-    if positive.all() or not positive.any(): return None
-    area, h = influence(scores[known], positive)
-    mean_a, mean_b = h[:, :seeds].mean(1), h[:, seeds:].mean(1)
-    spread = scatter(np.stack([mean_a, mean_b, mean_b - mean_a], 1), positive, codes[known], count)
-    single = np.zeros((len(labels), 3))
-    single[known] = spread.single
-    return area, Scatter(spread.sums, spread.expected, single)
+    seeds, parts, pairs = scores.shape[1] // 2, [], []
+    for rows in usable_folds(labels, codes, folds):
+        positive = labels[rows] == 1
+        if positive.all() or not positive.any(): continue
+        area, h = influence(scores[rows], positive)
+        mean_a, mean_b = h[:, :seeds].mean(1), h[:, seeds:].mean(1)
+        spread = scatter(np.stack([mean_a, mean_b, mean_b - mean_a], 1), positive, codes[rows], count)
+        single = np.zeros((len(labels), 3))
+        single[rows] = spread.single
+        parts.append((area, Scatter(spread.sums, spread.expected, single)))
+        pairs.append(positive.sum() * (~positive).sum())
+    return weighted_mean(parts, pairs) if parts else None
 
 # %% ../../nbs/60_study.auroc.ipynb #952df795
 def _estimates(
@@ -250,16 +280,6 @@ def count_labels(
     return table
 
 # %% ../../nbs/60_study.auroc.ipynb #91692514
-def mean_over_findings(
-    used: Sequence[tuple[Any, Scatter]], # estimates (2S,), or one number, and their Scatter, of each finding
-) -> tuple[np.ndarray, Scatter]: # the mean estimates (2S,), or one number, and their Scatter
-    "The macro mean: a patient's sums are averaged over findings, which keeps the correlation between them."
-    k, spreads, zero = len(used), [spread for _, spread in used], np.zeros(1)
-    return np.mean([area for area, _ in used], 0), Scatter(
-        sum((s.sums for s in spreads), zero) / k, sum((s.expected for s in spreads), zero) / k**2,
-        sum((s.single for s in spreads), zero) / k**2)
-
-
 def _macro_counts(
     labels: np.ndarray, # (N, C) 0, 1 or NaN
     codes: np.ndarray,  # (N,) int: patients
@@ -300,6 +320,19 @@ def holm(
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
 
+# %% ../../nbs/60_study.auroc.ipynb #87310808
+def check_folds(
+    folds: ArrayLike | None, # (N,) of a cross-validation, or None
+    codes: np.ndarray, # (N,) int: patients
+) -> np.ndarray | None: # (N,)
+    "The folds as an array; ValueError for another number of images, or a patient who is in two folds."
+    if folds is None: return None
+    parts = np.asarray(folds)
+    if parts.shape != codes.shape: raise ValueError(f"{len(parts)} folds for {len(codes)} images")
+    if len(np.unique(np.stack([codes, pd.factorize(parts)[0]]), axis=1).T) > len(np.unique(codes)):
+        raise ValueError("a patient is in two folds; give all images of a patient to one fold")
+    return parts
+
 # %% ../../nbs/60_study.auroc.ipynb #318d0b3a
 def compare_arms(
     a: ArrayLike,       # (S, N, C) scores of the comparator, or (N, C)
@@ -308,8 +341,11 @@ def compare_arms(
     patients: ArrayLike | None = None, # (N,) of any type; None: every image is independent (naive)
     names: Sequence[str] | None = None, # of the C findings; None: numbers from 1
     level: float = .95, # of confidence
+    folds: ArrayLike | None = None, # (N,) of a cross-validation: only images of one fold are compared
 ) -> pd.DataFrame: # first row "macro mean", then one a finding; NaN where not estimable
-    """AUROCs of two arms and their differences (b - a) with clustered intervals; ValueError as `check_arms`.
+    """AUROCs of two arms and their differences (b - a) with clustered intervals.
+
+    Raises: ValueError as `check_arms`, or for a patient who is in two folds.
 
     Columns: counts, `auroc_a`, `a_low`, `a_high`, the same for b, `difference`, `low`, `high`, `p`, `p_holm`
     (over findings, without the macro mean), `se_patients`, `se_seeds`, `df`, `note`.
@@ -317,11 +353,13 @@ def compare_arms(
     first, second, y = check_arms(a, b, labels)
     codes, count = patient_codes(patients, len(y))
     counts = count_labels(y, codes, finding_names(names, y.shape[1]))
-    results = [finding_scatter(np.concatenate([first[..., c], second[..., c]]).T, y[:, c], codes, count)
+    parts = check_folds(folds, codes)
+    results = [finding_scatter(np.concatenate([first[..., c], second[..., c]]).T, y[:, c], codes, count, parts)
                for c in range(y.shape[1])]
+    if parts is not None: counts.loc[[r is None for r in results], "note"] = "not estimable"
     used = [r for r, note in zip(results, counts["note"]) if r and not note]
     macro = _macro_counts(y, codes, len(used))
-    rows: list[dict[str, float]] = [_row(*mean_over_findings(used), level)] if used else [{}]
+    rows: list[dict[str, float]] = [_row(*weighted_mean(used), level)] if used else [{}]
     rows += [_row(*r, level) if r else {} for r in results]
     both = pd.concat([macro, counts], ignore_index=True)
     table = pd.concat([both, pd.DataFrame(rows, columns=ESTIMATES)], axis=1)
@@ -333,8 +371,8 @@ def _weighted(
     scores: np.ndarray,  # (N,)
     labels: np.ndarray,  # (N,) bool
     weights: np.ndarray, # (R, N) R resamples
-) -> np.ndarray: # (R,) NaN if a kind has no weight
-    "AUROC of weighted images, by one running sum over the sorted scores."
+) -> tuple[np.ndarray, np.ndarray]: # (R,) pairs in the right order; (R,) all pairs
+    "Weighted pairs of images, one of each kind, by one running sum over the sorted scores."
     order = np.argsort(scores, kind="stable")
     score, positive, weights = scores[order], labels[order], weights[:, order]
     start = np.flatnonzero(np.append(True, score[1:] != score[:-1]))
@@ -342,8 +380,19 @@ def _weighted(
     negative = np.zeros((len(weights), len(score) + 1))
     np.cumsum(np.where(positive, 0, weights), axis=1, out=negative[:, 1:])
     below = (negative[:, start[run]] + negative[:, np.append(start, len(score))[run + 1]]) / 2
-    total = weights[:, positive].sum(1) * negative[:, -1]
-    return (weights[:, positive] * below).sum(1) / np.where(total > 0, total, np.nan)
+    return (weights[:, positive] * below).sum(1), weights[:, positive].sum(1) * negative[:, -1]
+
+
+def _weighted_auroc(
+    scores: np.ndarray, # (N,)
+    labels: np.ndarray, # (N,) 0, 1 or NaN
+    weights: np.ndarray, # (R, N) R resamples
+    folds: list[np.ndarray], # (N,) bool each, as of `usable_folds`
+) -> np.ndarray: # (R,) NaN if a kind has no weight
+    "AUROC of weighted images: the share of their pairs, within folds, that are in the right order."
+    parts = [_weighted(scores[rows], labels[rows] == 1, weights[:, rows]) for rows in folds]
+    right, pairs = (sum(part) for part in zip(*parts)) if parts else (0, np.zeros(len(weights)))
+    return right / np.where(pairs > 0, pairs, np.nan)
 
 # %% ../../nbs/60_study.auroc.ipynb #b8c962bc
 def bootstrap_aurocs(
@@ -354,19 +403,20 @@ def bootstrap_aurocs(
     repetitions: int = 1000, # R
     seed: int = 0,
     block: int = 50,         # resamples at once; memory, not results, depends on it
+    folds: ArrayLike | None = None, # (N,) of a cross-validation, as for `compare_arms`
 ) -> np.ndarray: # (R, 2, C) AUROC of arms a and b, mean over seeds; NaN where a resample lacks a label
     "AUROCs of both arms in bootstrap samples of whole patients (Efron 1979; Field and Welsh 2007)."
     first, second, y = check_arms(a, b, labels)
     codes, count = patient_codes(patients, len(y))
     rng, out = np.random.default_rng(seed), np.zeros((repetitions, 2, y.shape[1]))
+    usable = [usable_folds(column, codes, check_folds(folds, codes)) for column in y.T]
     for start in range(0, repetitions, block):
         rows = slice(start, min(start + block, repetitions))
         sampled = rng.multinomial(count, np.full(count, 1 / count), size=rows.stop - rows.start).astype(float)
-        for c in range(y.shape[1]):
-            known = ~np.isnan(y[:, c])
-            weights = sampled[:, codes[known]]
+        weights = sampled[:, codes]
+        for c, labelled in enumerate(y.T):
             for arm, scores in enumerate((first, second)):
-                runs = [_weighted(s[known, c], y[known, c] == 1, weights) for s in scores]
+                runs = [_weighted_auroc(s[:, c], labelled, weights, usable[c]) for s in scores]
                 out[rows, arm, c] = np.mean(runs, 0)
     return out
 
@@ -392,13 +442,15 @@ def compare_subgroups(
     images: pd.DataFrame, # N rows with view, sex, age
     names: Sequence[str] | None = None, # of the C findings; None: numbers from 1
     level: float = .95,   # of confidence
+    folds: ArrayLike | None = None, # (N,) of a cross-validation, as for `compare_arms`
 ) -> pd.DataFrame: # group, level, and the columns of `compare_arms`, without p values
     "`compare_arms` in each subgroup that has images."
     first, second, y = check_arms(a, b, labels)
     owners, tables = np.asarray(patients), []
     for (group, value), rows in subgroups(images).items():
         if not rows.any(): continue
-        table = compare_arms(first[:, rows], second[:, rows], y[rows], owners[rows], names, level)
+        part = None if folds is None else np.asarray(folds)[rows]
+        table = compare_arms(first[:, rows], second[:, rows], y[rows], owners[rows], names, level, part)
         table.insert(0, "group", group)
         table.insert(1, "level", value)
         tables.append(table.drop(columns=["p", "p_holm"]))

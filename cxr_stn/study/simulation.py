@@ -20,8 +20,8 @@ from ..data.chestxray14 import find_lists, find_metadata, FINDINGS, is_listed, r
 from ..phantom.dataset import Phantom
 from ..classifier.metrics import check_labels
 from ..classifier.predictions import check_predictions, IMAGE_COLUMNS, SIMULATED
-from .auroc import (count_labels, influence, mean_over_findings, p_value, patient_codes,
-                                 Scatter, scatter)
+from .auroc import (compare_arms, count_labels, influence, p_value, patient_codes, Scatter,
+                                 scatter, weighted_mean)
 
 # %% ../../nbs/62_study.simulation.ipynb #7b1ba4ce
 SHARES = dict(patient=.3, image=.3, arm_patient=.13, arm_image=.27) # of the variance of a score
@@ -84,7 +84,7 @@ def simulate_error_rates(
             hits[k] += rejected
             for pile, spread in zip(macro, spreads): pile.append((area[1] - area[0], spread))
         for j, pile in enumerate(macro):
-            value, total = mean_over_findings(pile)
+            value, total = weighted_mean(pile)
             hits[-1, j] += float(p_value(value, total.variance[0], total.df[0])) < 1 - level
     return _rates(counts.iloc[used], hits / repetitions, repetitions)
 
