@@ -16,6 +16,7 @@ from pydantic import Field
 from .config import input_path, output_path, Params
 from .data.datasets import ImageDataset, load_chestxray14, load_folder
 from .data.cache import build_cache, ImageCache
+from .data.folds import select_fold
 from .data.dicom import list_radiographs, read_radiograph
 from .phantom.dataset import Phantom, PhantomDataset
 
@@ -31,6 +32,8 @@ def load_dataset(
     seed: int = 0,                # of the phantom and of the split
     n_images: int | None = None,  # so many images at most; None: all, and 1000 of the phantom
     valid_fraction: float = 0.1,  # share of patients for validation
+    n_folds: int | None = None,   # of a cross-validation, see `select_fold`; None: the images' own split
+    fold: int = 0,                # which of them is tested
     **options: Any,               # those of OPTIONS[data]
 ) -> ImageDataset:
     """The images that a run works with.
@@ -42,6 +45,9 @@ def load_dataset(
         known = ", ".join(OPTIONS[data])
         raise ValueError(f"{', '.join(wrong)}: no option of data = {data!r}, which knows {known}")
     if n_images is not None and n_images < 1: raise ValueError(f"n_images = {n_images} must be at least 1")
+    if n_folds is not None:
+        whole = load_dataset(data, data_dir, seed, n_images, valid_fraction, **options)
+        return select_fold(whole, n_folds, fold, seed, valid_fraction)
     if data == "phantom":
         if data_dir is not None: raise ValueError("data_dir: only for data = 'nih' and data = 'folder'")
         return PhantomDataset(Phantom(n_images=n_images or 1000, seed=seed, valid=valid_fraction, **options))
@@ -65,6 +71,9 @@ class DataParams(Params):
     phantom_pose: float = Field(1.0, ge=0, le=2, description="strength of the phantom's pose variation")
     valid_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="share of the training patients kept for validation")
+    n_folds: Optional[int] = Field(
+        None, ge=2, description="folds of a cross-validation by patient; None: the split of the images")
+    fold: int = Field(0, ge=0, description="which fold is tested, counted from 0")
     cache_dir: str = Field("runs/cache", description="where cached images are kept")
     num_workers: int = Field(0, ge=0, description="processes that load data")
     batch_size: int = Field(16, ge=1, description="images per step and device")
@@ -82,5 +91,5 @@ def load_cache(
     options = dict(size=size, pose=params.phantom_pose) if params.data == "phantom" else {}
     n_images = params.n_images or (n_default if params.data == "phantom" else None)
     dataset = load_dataset(params.data, params.data_dir, params.seed, n_images, params.valid_fraction,
-                           **options)
+                           params.n_folds, params.fold, **options)
     return build_cache(dataset, size, output_path(params.cache_dir), params.num_workers)

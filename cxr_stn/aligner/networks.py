@@ -135,9 +135,7 @@ class AlignerNetwork(nn.Module):
         raw, *rest = self.localiser(images)
         return NetworkOutput(pose_to_affine(self.bounded(raw)), *rest)
 
-    def aligned_lungs(
-        self, output: NetworkOutput,
-    ) -> tuple[Tensor, Tensor]: # (B, 1, h / 2, w / 2) and (1, 1, h / 2, w / 2) in [0, 1]
+    def aligned_lungs(self, output: NetworkOutput) -> tuple[Tensor, Tensor]: # (B or 1, 1, h / 2, w / 2)
         "The lung maps as the frame shows them and the mean lungs, both at half the frame's resolution."
         shape = [side // 2 for side in self.frame_size]
         mean = F.interpolate(self.lung_template, shape, mode="bilinear")

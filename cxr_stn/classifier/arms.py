@@ -109,6 +109,8 @@ class InputParams(ClassifierAugmentationParams, ArmParams, LabelledDataParams):
     def _arm_fits(self) -> "InputParams":
         if self.arm == "oracle" and self.data != "phantom":
             raise ValueError("arm = 'oracle' needs data = 'phantom': no other image knows its true pose")
+        if self.n_folds and self.data == "chestmnist":
+            raise ValueError("n_folds: not for ChestMNIST, which does not say whose its images are")
         if self.aligned_dir and self.arm != "aligned":
             raise ValueError(f"aligned_dir is for arm = 'aligned', not for {self.arm!r}")
         for name in ("lung_box", "crop_box"): check_box(name, getattr(self, name))
@@ -136,7 +138,8 @@ def load_labelled_dataset(
             n_images = n_images or 400
             options = dict(size=min(max(p.image_size, 64), 512), pose=p.phantom_pose,
                            prevalence=p.phantom_prevalence, conspicuity=p.phantom_conspicuity)
-        dataset = load_dataset(p.data, p.data_dir, p.data_seed, n_images, p.valid_fraction, **options)
+        dataset = load_dataset(p.data, p.data_dir, p.data_seed, n_images, p.valid_fraction, p.n_folds, p.fold,
+                               **options)
     if missing := [name for name in FINDINGS if name not in dataset.table]:
         raise ValueError(f"{dataset.name}: no label of {', '.join(missing)}; the index of a folder needs a "
                          "column of zeros and ones for each of the 14 findings")
@@ -159,6 +162,9 @@ def check_fitted(
         return f"The aligner was fitted on {data}, which has the images of {dataset.name} in another split."
     if data != dataset.name: return f"The aligner was fitted on other images: {data}."
     here = dict(seed=params.data_seed, valid_fraction=params.valid_fraction)
+    if params.n_folds or "n_folds" in metadata:
+        here |= dict(n_folds=params.n_folds, fold=params.fold if params.n_folds else None)
+        metadata = dict(n_folds=None, fold=None) | metadata
     differ = [f"{name} {metadata[name]} there, {value} here" for name, value in here.items()
               if metadata.get(name, value) != value]
     if differ and data == "phantom" and metadata.get("seed") != params.data_seed:

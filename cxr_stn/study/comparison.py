@@ -100,9 +100,7 @@ class Study:
         return list(self.scores)[1:]
 
     @property
-    def folds(self) -> pd.Series | None: # (N,)
-        "The fold of a cross-validation in which each image was tested; None if there is only one."
-        return self.images.get("fold")
+    def folds(self) -> pd.Series | None: return self.images.get("fold") # (N,) where each image was tested
 
     @property
     def simulated(self) -> bool:

@@ -6,6 +6,7 @@
 __all__ = ['SweepParams', 'planned_runs', 'is_finished', 'sweep']
 
 # %% ../../nbs/66_study.sweep.ipynb #8864a5f9
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +22,17 @@ from ..classifier.training import ClassifyParams
 
 # %% ../../nbs/66_study.sweep.ipynb #984a3e27
 class SweepParams(Params):
-    "An experiment: the same training in several arms, with several seeds."
+    "An experiment: the same training in several arms, with several seeds, perhaps in all folds."
     experiment: str = Field("demo", description="name of the experiment")
     arms: list[Literal["standard", "aligned", "center_crop", "end_to_end", "oracle"]] = Field(
         ["standard", "aligned"], min_length=1, description="values of `arm`")
     seeds: list[int] = Field([0, 1], min_length=1, description="one run of every arm for each")
     params_file: Optional[str] = Field(None, description="YAML file with parameters of classify.ipynb")
-    parameters: dict = Field({}, description="parameters of classify.ipynb; they win over params_file")
+    parameters: dict = Field({}, description="parameters of classify.ipynb; they win over params_file. With "
+                                             "n_folds, one run for each fold; {fold} in aligner is its number")
     data_dir: Optional[str] = Field(None, description="folder of the images; wins over both")
-    out_dir: str = Field("runs/classify", description="runs go to out_dir/experiment/arm-seed")
+    out_dir: str = Field("runs/classify", description="runs go to out_dir/experiment/arm-seed, of a "
+                                                      "cross-validation to arm-seed-fold")
 
 # %% ../../nbs/66_study.sweep.ipynb #b7380eeb
 def planned_runs(
@@ -38,11 +41,14 @@ def planned_runs(
     "All runs of an experiment; ParameterError for a wrong parameter before anything is computed."
     shared = (read_yaml(input_path(params.params_file)) if params.params_file else {}) | params.parameters
     if params.data_dir: shared["data_dir"] = params.data_dir
-    folder = Path(params.out_dir) / params.experiment
-    def run(arm: str, seed: int) -> dict:
-        return dict(arm=arm, seed=seed, out_dir=str(folder / f"{arm}-{seed}"))
-    return {f"{arm}-{seed}": ClassifyParams(**shared | run(arm, seed))
-            for seed in params.seeds for arm in params.arms}
+    folder, plan = Path(params.out_dir) / params.experiment, {}
+    folds = range(shared["n_folds"]) if shared.get("n_folds") else [None]
+    for seed, fold, arm in itertools.product(params.seeds, folds, params.arms):
+        name, own = f"{arm}-{seed}", dict(arm=arm, seed=seed)
+        if fold is not None: name, own = f"{name}-{fold}", own | dict(fold=fold)
+        if shared.get("aligner"): own["aligner"] = shared["aligner"].replace("{fold}", str(fold))
+        plan[name] = ClassifyParams(**shared | own | dict(out_dir=str(folder / name)))
+    return plan
 
 # %% ../../nbs/66_study.sweep.ipynb #a602b53a
 def is_finished(
