@@ -6,8 +6,8 @@
 __all__ = ['FINDINGS', 'COLUMNS', 'BOX_COLUMNS', 'ALIASES', 'KNOWN', 'YEARS_PER', 'BOX_SIDE', 'MetadataError', 'read_text',
            'fields_per_row', 'read_rows', 'plain_columns', 'finding_index', 'parse_labels', 'label_table',
            'check_names', 'to_numbers', 'ages_in_years', 'drop_repeated', 'read_metadata', 'read_boxes', 'read_list',
-           'sample_patients', 'check_patients', 'is_listed', 'split_by_patient', 'find_images', 'find_metadata',
-           'find_lists', 'boxes_of', 'count_everything', 'ChestXray14']
+           'sample_patients', 'check_patients', 'is_listed', 'split_by_patient', 'split_folders', 'find_images',
+           'find_all_images', 'find_metadata', 'find_lists', 'boxes_of', 'count_everything', 'ChestXray14']
 
 # %% ../../nbs/11_data.chestxray14.ipynb #86b533e9
 import csv
@@ -322,10 +322,21 @@ def split_by_patient(
     return split
 
 # %% ../../nbs/11_data.chestxray14.ipynb #668b620c
+def split_folders(
+    data_dir: str | os.PathLike, # a folder, or several joined by os.pathsep
+) -> list[Path]: # one or more, all there
+    "The folders that a `data_dir` names; ValueError for an empty name, NotADirectoryError for a wrong one."
+    names = [data_dir] if Path(data_dir).is_dir() else str(data_dir).split(os.pathsep)
+    if "" in names: raise ValueError(f"data_dir: an empty name among the folders of {str(data_dir)!r}")
+    if missing := [name for name in names if not Path(name).is_dir()]:
+        raise NotADirectoryError(f"data_dir: no folder {missing[0]}")
+    return [Path(name) for name in names]
+
+
 def find_images(
     data_dir: str | os.PathLike, # folder with images/, images_001/images, …
-) -> dict[str, str]: # file name -> path; for a name in two folders the first
-    "All image files in the folders of the official layout; FileNotFoundError if there is none."
+) -> dict[str, str]: # file name -> path; for a name in two of these the first
+    "All image files in one folder of the official layout; FileNotFoundError if there is none."
     tops = [Path(data_dir, "images"), *sorted(Path(data_dir).glob("images_*"))]
     folders = [folder for top in tops for folder in (top, top / "images") if folder.is_dir()]
     paths = {}
@@ -335,6 +346,21 @@ def find_images(
                 paths.setdefault(name, os.path.join(folder, name))
     if not paths:
         raise FileNotFoundError(f"{data_dir}: no images in images/ or images_001/images …")
+    return paths
+
+
+def find_all_images(
+    folders: list[Path],      # as from `split_folders`
+    names: Iterable[str],     # of all images of the metadata
+    source: str = "metadata", # where these stand, for the message
+) -> dict[str, str]: # file name -> path; for a name in two folders the first
+    "The images of several folders; MetadataError names a folder with none that the metadata has."
+    known, paths = set(names), {}
+    for folder in folders:
+        found = find_images(folder)
+        if known.isdisjoint(found):
+            raise MetadataError(f"{folder}: none of the {len(found)} images has a row in {source}")
+        paths = found | paths
     return paths
 
 # %% ../../nbs/11_data.chestxray14.ipynb #8e46f6c4
@@ -396,23 +422,23 @@ class ChestXray14:
     files that contradict each other or themselves, with the row.
     """
     def __init__(self,
-        data_dir: str | os.PathLike, # folder in the official layout
+        data_dir: str | os.PathLike, # folder in the official layout, or several joined by os.pathsep
         valid_fraction: float = 0.1, # share of the training and validation patients that becomes "valid"
         seed: int = 0,               # of the split
         test_fraction: float = 0.2,  # share of the patients that becomes "test" without official lists
     ):
-        self.data_dir, self.counts = Path(data_dir), {}
-        source, lists = find_metadata(data_dir), find_lists(data_dir)
+        self.folders, self.counts = split_folders(data_dir), {}
+        first = self.folders[0]
+        source, lists = find_metadata(first), find_lists(first)
         rows = read_metadata(source, self.counts)
         rows["split"] = split_by_patient(rows, *lists, valid_fraction, seed, test_fraction)
-        files = find_images(data_dir)
+        files = find_all_images(self.folders, rows["image"], source.name)
         rows["path"] = rows["image"].map(files)
         kept = rows["path"].notna() & (rows["split"] != "")
-        if not kept.any():
-            raise MetadataError(f"{data_dir}: none of the {len(files)} images has a row in {source.name}")
+        if not kept.any(): raise MetadataError(f"{data_dir}: no image is on the lists in {first}")
         columns = ["image", "path", "patient", "split", "view", "age", "sex", *FINDINGS]
         self.table = rows.loc[kept, columns].reset_index(drop=True)
-        self.boxes = boxes_of(Path(data_dir, "BBox_List_2017.csv"), self.table["image"])
+        self.boxes = boxes_of(first / "BBox_List_2017.csv", self.table["image"])
         self.counts.update(count_everything(self.table, rows, files, lists),
                            metadata=source.name, boxes=len(self.boxes))
 

@@ -213,7 +213,7 @@ def load_masked(
 
 # %% ../../nbs/12_data.datasets.ipynb #60e11a4d
 def load_chestxray14(
-    data_dir: str | os.PathLike, # folder in the official layout
+    data_dir: str | os.PathLike, # folder in the official layout, or several joined by os.pathsep
     seed: int = 0,               # of the split
     valid_fraction: float = 0.1, # share of the patients outside the test set
     test_fraction: float = 0.2,  # share of all patients, if the official lists are missing

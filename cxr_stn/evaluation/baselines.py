@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BASELINES', 'resize_matrix', 'letterbox_matrix_of', 'AlignmentFailed', 'BaselineUnavailable', 'check_matrix',
            'Baseline', 'ResizeBaseline', 'LetterboxBaseline', 'equalised', 'mean_chest', 'need', 'Registration',
-           'EccBaseline', 'SimpleItkBaseline', 'KorniaBaseline', 'LungsFinderBaseline', 'make_baseline']
+           'EccBaseline', 'SimpleItkBaseline', 'KorniaBaseline', 'LungsFinderBaseline', 'pose_matrix_about',
+           'overlap_step', 'mask_alignment', 'make_baseline']
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #c39ee5ae
 import importlib
@@ -16,6 +17,8 @@ import cv2
 import numpy as np
 
 from ..data.images import to_unit
+from ..resampling import flatten_mask, resample
+from .metrics import box_alignment, lung_boxes
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #43284457
 def resize_matrix(
@@ -244,6 +247,56 @@ class LungsFinderBaseline(Baseline):
         y, x = divmod(crop.ctypes.data - small.ctypes.data, small.strides[0])
         corner = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
         return resize_matrix(image.shape, small.shape) @ corner @ resize_matrix(crop.shape, self.shape)
+
+# %% ../../nbs/41_evaluation.baselines.ipynb #9809f42a
+def pose_matrix_about(
+    pose: np.ndarray, # (5,) the frame's middle on the image, x and y; logarithms of both scales; angle
+    shape: tuple[int, int], # (h, w) of the frame
+) -> np.ndarray: # (3, 3) frame pixel centre -> image pixel centre
+    "The matrix of five numbers: scales along the frame's axes, then a rotation."
+    c, s = np.cos(pose[4]), np.sin(pose[4])
+    linear = np.array([[c, -s], [s, c]]) * np.exp(pose[2:4])
+    middle = (np.array(shape[::-1]) - 1) / 2
+    return np.vstack([np.column_stack([linear, pose[:2] - linear @ middle]), [0, 0, 1]])
+
+# %% ../../nbs/41_evaluation.baselines.ipynb #626ab4dd
+def overlap_step(
+    pose: np.ndarray, # (5,) as in `pose_matrix_about`
+    mask: np.ndarray, # (H, W) float32 in [0, 1]
+    target: np.ndarray, # (h, w) float32, the blurred consensus in the frame
+    sigma: float, # of its blur in pixels
+) -> np.ndarray: # (5,) a pose that lays the mask nearer to the target
+    "One Gauss-Newton step of the squared difference between a mask, as the frame shows it, and a target."
+    (h, w), matrix, ratio = target.shape, pose_matrix_about(pose, target.shape), np.exp(pose[3] - pose[2])
+    shown = cv2.GaussianBlur(resample(mask, matrix, target.shape), (0, 0), sigma)
+    y, x = np.mgrid[:h, :w] - np.array([(h - 1) / 2, (w - 1) / 2])[:, None, None]
+    down, across = np.gradient(shown)
+    turning = down * x / ratio - across * y * ratio
+    slopes = np.stack([across, down, across * x, down * y, turning], -1).reshape(-1, 5)
+    normal = slopes.T @ slopes + 1e-9 * np.eye(5)
+    step = np.linalg.solve(normal, slopes.T @ (target - shown).ravel())
+    step = np.clip(step, *np.outer([-.1, .1], [w, h, 1, 1, 1]))
+    return pose + np.r_[matrix[:2, :2] @ step[:2], step[2:]]
+
+# %% ../../nbs/41_evaluation.baselines.ipynb #b2e310a6
+def mask_alignment(
+    masks: list, # N true masks, (H, W) or (2, H, W) bool, of any size
+    shape: tuple[int, int], # (h, w) of the output frame
+    sigmas: tuple[float, ...] = (4, 4, 2, 2, 1, 1), # blur of each round's consensus, in pixels of the frame
+) -> np.ndarray: # (N, 3, 3) output pixel centre -> image pixel centre
+    "The limit of five numbers an image: alternately the consensus of all masks and every image's best pose."
+    first = box_alignment(np.stack([lung_boxes(mask) for mask in masks]), shape)
+    centre = first @ [(shape[1] - 1) / 2, (shape[0] - 1) / 2, 1]
+    scales = np.log(first[:, [0, 1], [0, 1]])
+    poses = np.column_stack([centre[:, :2], scales, np.zeros(len(masks))])
+    masks, held = [flatten_mask(mask).astype(np.float32) for mask in masks], poses[:, 2:].mean(0)
+    for sigma in sigmas:
+        shown = [resample(mask, pose_matrix_about(pose, shape), shape) for mask, pose in zip(masks, poses)]
+        target = cv2.GaussianBlur((np.mean(shown, 0) > .5).astype(np.float32), (0, 0), sigma)
+        for _ in range(2):
+            poses = np.stack([overlap_step(*pair, target, sigma) for pair in zip(poses, masks)])
+        poses[:, 2:] += held - poses[:, 2:].mean(0)
+    return np.stack([pose_matrix_about(pose, shape) for pose in poses])
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #8d0e1529
 BASELINES = {baseline.name: baseline for baseline in (

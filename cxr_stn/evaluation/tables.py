@@ -27,7 +27,7 @@ from ..inference import Aligned, Aligner, invert_intensity
 from .metrics import (alignment_scores, box_alignment, cardiomegaly_dispersion,
                                         corner_error, lung_boxes, pose_errors, synthetic_warp_error,
                                         synthetic_warps)
-from .baselines import AlignmentFailed, make_baseline, mean_chest
+from .baselines import AlignmentFailed, make_baseline, mask_alignment, mean_chest
 
 # %% ../../nbs/42_evaluation.tables.ipynb #03892825
 class EvaluateParams(Params):
@@ -162,7 +162,7 @@ def mask_table(
     images: list, # N images (H, W)
     methods: list[Method],
     shape: tuple[int, int], # (h, w) of the output frame
-    limit: bool = False, # end with a row `box_limit`: best scale and shift per axis, from true lung boxes
+    limit: bool = False, # end with rows `box_limit` and `mask_limit`, computed from the true masks
 ) -> pd.DataFrame: # one row a method: method, the columns of `alignment_scores`, failures
     "Every method judged by lung masks. ValueError if a mask does not show both lungs."
     masks, rows = [dataset.mask(i) for i in range(len(dataset))], []
@@ -171,8 +171,10 @@ def mask_table(
         rows.append(dict(method=method.name, **alignment_scores(masks, method.matrices(images), shape),
                          failures=method.failures))
     if limit:
-        best = box_alignment(np.stack([lung_boxes(mask) for mask in masks]), shape)
-        rows.append(dict(method="box_limit", **alignment_scores(masks, best, shape), failures=0))
+        limits = dict(box_limit=box_alignment(np.stack([lung_boxes(mask) for mask in masks]), shape),
+                      mask_limit=mask_alignment(masks, shape))
+        rows += [dict(method=name, **alignment_scores(masks, best, shape), failures=0)
+                 for name, best in limits.items()]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/42_evaluation.tables.ipynb #e83c4ec1

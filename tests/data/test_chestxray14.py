@@ -203,7 +203,7 @@ def test_the_sample_is_a_part_of_the_whole(official):
     assert loaded.counts["images"]["test"] == 123 and loaded.counts["files without a row"] == 0
     whole = official.set_index("image")["split"]
     assert (loaded.table["split"].to_numpy() == whole[loaded.table["image"]].to_numpy()).all()
-    assert len(find_images(loaded.data_dir)) == 798
+    assert len(find_images(loaded.folders[0])) == 798
 
 
 @real

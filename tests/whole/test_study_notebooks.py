@@ -92,6 +92,6 @@ def test_real_images_from_training_to_scores(tmp_path):
               data_dir=DATA / "lungmask-dev",
               checkpoint=tmp_path / "run", out_dir=tmp_path / "scores", n_images=40, synthetic_warps=0)
     scores = pd.read_csv(tmp_path / "scores" / "masks.csv").set_index("method")
-    assert list(scores.index) == ["resize", "letterbox", "box_limit", "aligner"]
+    assert list(scores.index) == ["resize", "letterbox", "box_limit", "mask_limit", "aligner"]
     assert (scores["images"] == 40).all()
     assert np.isfinite(scores[["dice", "dispersion", "coverage"]]).all(axis=None)
