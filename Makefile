@@ -5,7 +5,7 @@
 ## INSTALL=no VENV=folder           use an environment as it is (conda: VENV=$CONDA_PREFIX)
 ## PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"  a smaller torch, without GPU
 ## PIP_ARGS="-c constraints.txt"    the versions behind the published results
-## WORKERS=1                        notebooks tested at once
+## WORKERS=1                        processes that test at once
 ## CXR_STN_DATA=folder              real images for what wants them; tests skip without
 
 PYTHON  ?= python3
@@ -35,13 +35,14 @@ help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2} \
 	  /^## / {more = more substr($$0, 4) "\n"} END {printf "\n%s", more}' $(MAKEFILE_LIST)
 
-# --- tests ----------------------------------------------------------------------------------------------------
+# --- tests: those in tests/ execute ablate.ipynb and train.ipynb ------------------------------------------------
 test: check ## install, check that notebooks and modules agree, run all tests (about 25 minutes)
 	@echo "== the tests inside the notebooks"
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --pause 0.5 --timing
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --skip_file_re '^([_.]|ablate|train)' --n_workers $(WORKERS) --pause 0.5 --timing
 	@echo "== the other tests"
 	@mkdir -p runs
-	@$(BIN)/python -m slipcover --source cxr_stn --omit cxr_stn/_modidx.py --missing-width 9999 --out runs/coverage.txt -m pytest -q -m 'not slow'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --source cxr_stn --omit cxr_stn/_modidx.py --missing-width 9999 --out runs/coverage.txt \
+	  -m pytest -q -m 'not slow' -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 	@echo "== lines of the package that these tests ran, without those in the notebooks; which they missed: runs/coverage.txt"
 	@awk 'NF {printf "%-40s %7s %7s %7s\n", $$1, $$2, $$3, $$4}' runs/coverage.txt
 test-slow: $(READY) ## the tests that take long: interruptions, several processes, the site (25 minutes)

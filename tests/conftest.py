@@ -1,10 +1,15 @@
-"""Real images where they are; the same examples in every run."""
+"""Real images where they are; the same examples in every run; what takes long comes first."""
 import pytest, torch
 from helpers import DATA
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    "Whole runs first, or one process would be at them when all others have ended"
+    items.sort(key=lambda item: item.path.parent.name != "whole")
 
 
 def pytest_runtest_setup(item):

@@ -49,7 +49,7 @@ class AugmentedDataset(Dataset):
     def __len__(self) -> int: return len(self.images)
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
-        """`image` (1, S, S) in [0, 1]; `uniforms` (2, 64), or what `augment_batch` returns;
+        """`image` (1, S, S) in [0, 1]; `uniforms` (2, 64), or what `augment_image` returns;
         where the truth is known `frame_to_image` (2, 3) and `lungs` (1, S, S)."""
         epoch, row = divmod(key, len(self))
         rng, image = np.random.default_rng([self.seed, epoch, row]), self.images[row]
@@ -57,14 +57,14 @@ class AugmentedDataset(Dataset):
             image = match_histogram(image, self.grey_sources[rng.integers(len(self.grey_sources))])
         image = image.astype(np.float32) / 255
         item = dict(image=torch.from_numpy(image)[None])
-        if self.augment: item |= self.augment_batch(image, rng.integers(0, 2**31, 2))
+        if self.augment: item |= self.augment_image(image, rng.integers(0, 2**31, 2))
         else: item["uniforms"] = torch.from_numpy(rng.random((2, N_UNIFORMS), np.float32))
         if self.truth is None: return item
         frame_to_image, lungs = (torch.from_numpy(values[row]) for values in self.truth)
         return item | dict(frame_to_image=frame_to_image, lungs=lungs[None].float())
 
-    def augment_batch(self, image: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
-        "By albumentations: `augmented` (2, 1, S, S), `augmented_to_image` (2, 2, 3), `rot90` (2,)."
+    def augment_image(self, image: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+        "Albumentations' two copies: `augmented` (2, 1, S, S), `augmented_to_image` (2, 2, 3), `rot90` (2,)."
         augmented, matrices, rot90 = zip(*(self.augment(image, int(s)) for s in seeds))
         return dict(augmented=torch.from_numpy(np.stack(augmented))[:, None], rot90=torch.tensor(rot90),
                     augmented_to_image=torch.from_numpy(

@@ -320,7 +320,6 @@ def box_affine(
 def arm_affines(
     params: InputParams,
     cache: ImageCache, # N images
-    earlier: tuple[Tensor, dict] | None = None, # what this function returned before, for the same run
 ) -> tuple[Tensor, dict]: # (N, 2, 3) normalised, input -> image; arm, aligner's checksum, mean area
     "Where the input lies on every image; in `end_to_end`, the whole image, before it has learned."
     p, dataset, checksum = params, cache.dataset, None
@@ -333,7 +332,6 @@ def arm_affines(
     elif p.arm in ("aligned", "center_crop"):
         aligner = open_aligner(p, dataset)
         checksum = aligner.checksum
-        if earlier and earlier[1]["aligner"] == checksum: return earlier
         input_to_image = compose(cached_frames(aligner, cache, p), inner)
         if p.arm == "center_crop":
             area = min(1.0, mean_area(input_to_image[cache.rows("train")]))

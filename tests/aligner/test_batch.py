@@ -94,11 +94,10 @@ def test_originals_are_not_touched(folder, tmp_path):
     with pytest.raises(ValueError, match="one lies in the other"): run(folder, tmp_path/"link"/"out")
     assert state() == before
 
-def test_nothing_but_broken_files(tmp_path):
-    save_aligner(tmp_path/"aligner.safetensors")
+def test_nothing_but_broken_files(folder, tmp_path):
     (tmp_path/"images").mkdir()
     for i in range(3): (tmp_path/"images"/f"{i}.png").write_bytes(b"")
-    table = run(tmp_path, tmp_path/"out")
+    table = run(tmp_path, tmp_path/"out", aligner=Aligner.load(folder/"aligner.safetensors"))
     assert table.status.tolist() == ["failed"] * 3 and images(tmp_path/"out") == {}
 
 def test_no_image_depends_on_its_neighbours(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The aligner against everything it may be given: images of all kinds, files of all kinds, and an independent
 computation."""
+import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,11 +29,16 @@ def network(pose=(.15, -.1, .7, .8, 25), rot90=0, spread=0.0, family="pose"):
     torch.nn.init.normal_(net.localiser.answer.weight, std=spread)
     return net
 
-@pytest.fixture(scope="module")
-def aligner(): return Aligner(to_onnx(network()))
+@functools.cache
+def exported(*pose, **more):
+    "The same network as a graph, made once"
+    return to_onnx(network(*pose, **more))
 
 @pytest.fixture(scope="module")
-def varied(): return Aligner(to_onnx(network(spread=.01)))
+def aligner(): return Aligner(exported())
+
+@pytest.fixture(scope="module")
+def varied(): return Aligner(exported(spread=.01))
 
 @pytest.fixture(scope="module")
 def chest():
@@ -76,7 +82,7 @@ def test_against_the_transformer_itself(chest, shape, rot90):
     "What the study trains with (letterbox, then torch's grid sampling) shows the same image"
     image = cv2.resize(chest, shape[::-1]).astype(np.float32) / 255
     net = network(rot90=rot90).eval()
-    a = Aligner(to_onnx(net))(image)
+    a = Aligner(exported(rot90=rot90))(image)
     network_input = torch.from_numpy(letterbox(to_unit(image), 64))[None, None]
     sampled = torch.from_numpy(letterbox(image, 64))[None, None]
     with torch.no_grad(): frame_to_image = predict_poses(net, network_input).affine
@@ -124,7 +130,7 @@ def test_resolution_changes_nothing_else(aligner, chest):
         np.testing.assert_allclose(edges(aligner(chest, shape)), expected, atol=1e-6)
 
 def test_outside_is_zero_and_floats_keep_their_values():
-    a = Aligner(to_onnx(network((0, 0, 2, 2, 0))))(np.full((50, 50), 7.5) + np.eye(50))
+    a = Aligner(exported((0, 0, 2, 2, 0)))(np.full((50, 50), 7.5) + np.eye(50))
     assert a.image[0, 0] == 0 and a.image.max() > 7 and a.image[30, 20] == pytest.approx(7.5, abs=.2)
 
 def test_channels_are_transformed_alike_but_not_mixed(aligner, chest):
@@ -140,7 +146,7 @@ def test_no_aliasing(aligner, dtype):
     y, x = np.mgrid[:700, :900]
     full = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
     board = ((x + y) % 2 * full).astype(dtype)
-    a = Aligner(to_onnx(network((0, 0, .6, .6, 10))))(board)
+    a = Aligner(exported((0, 0, .6, .6, 10)))(board)
     inside = np.all((a.to_original(np.argwhere(np.ones(a.shape))[:, ::-1]) > 20)
                     & (a.to_original(np.argwhere(np.ones(a.shape))[:, ::-1]) < [880, 680]),
                     1).reshape(a.shape)
@@ -180,31 +186,31 @@ def test_threads_share_an_aligner(varied, chest):
     with ThreadPoolExecutor(4) as pool: together = [a.matrix for a in pool.map(varied, images)]
     np.testing.assert_array_equal(together, alone)
 
-def test_more_passes_run_again(chest):
-    one, two = Aligner(to_onnx(network(spread=.01))), Aligner(to_onnx(network(spread=.01)), passes=2)
-    assert np.abs(one(chest).matrix - two(chest).matrix).max() > .1
+def test_more_passes_run_again(varied, chest):
+    two = Aligner(exported(spread=.01), passes=2)
+    assert np.abs(varied(chest).matrix - two(chest).matrix).max() > .1
 
 
 # --- torch, which trained the network -----------------------------------------------------------------------
 
-def test_the_answers_are_those_of_the_network_itself(chest):
+def test_the_answers_are_those_of_the_network_itself(varied, chest):
     "Corners of the frame, in pixels of the frame"
     net = network(spread=.01)
     images = [chest, chest[:, 60:], chest.T.copy(), chest[::-1].copy(), chest[:, ::-1].copy()]
-    aligner = Aligner(to_onnx(net))
-    inputs = np.stack([aligner.preprocess(image) for image in images])
+    inputs = np.stack([varied.preprocess(image) for image in images])
     with torch.no_grad(): theirs = predict_poses(net.eval(), torch.from_numpy(inputs[:, None]).float() / 255)
     corners = np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]).T
-    for mine, affine in zip(aligner.predict(inputs), theirs.affine.numpy(), strict=True):
+    for mine, affine in zip(varied.predict(inputs), theirs.affine.numpy(), strict=True):
         assert np.abs((mine.affine - affine) @ corners).max() * 60 / 2 < 1e-3
 
 
 # --- files --------------------------------------------------------------------------------------------------
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    save_network(tmp_path/"mine.safetensors", network(), images="none")
-    return export_onnx(tmp_path/"mine.safetensors")
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint")/"mine.safetensors"
+    save_network(path, network(), images="none")
+    return export_onnx(path)
 
 def test_a_loaded_aligner_is_the_saved_one(checkpoint, chest):
     aligner = Aligner.load(checkpoint)

@@ -14,21 +14,14 @@ from cxr_stn.aligner.checkpoints import read_network
 from cxr_stn.evaluation.ablation import ablate, AblateParams, planned_variants, what_changes, write_ablation
 
 SET = yaml.safe_load((ROOT / "nbs" / "params" / "ablation.yaml").read_text())
-TINY = dict(n_images=40, n_phantoms=40, input_size=64, frame_height=60, frame_width=48, batch_size=8,
-            epochs=1)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    "An ablation by papermill: two networks, three variants"
+    "The ablation that the notebook makes as it is: two networks, three variants"
     folder = tmp_path_factory.mktemp("ablate")
-    given = dict(training=TINY | dict(cache_dir=str(folder / "cache")), out_dir=str(folder / "runs"),
-                 n_images=6,
-                 synthetic_warps=3, variants=dict(unaware=dict(lung_segmentation_weight=0.0),
-                                                  unrefined=dict(refine=False)), seeds=[1])
-    (folder / "set.yaml").write_text(yaml.safe_dump(given))
-    papermill("ablate.ipynb", folder / "out.ipynb", "-f", folder / "set.yaml", cwd=ROOT / "nbs")
-    return AblateParams(**given)
+    papermill("ablate.ipynb", folder / "out.ipynb", cwd=ROOT / "nbs", out_dir=folder / "runs")
+    return AblateParams.from_yaml(folder / "runs" / "params.yaml")
 
 
 def test_papermill_finds_the_parameters():
@@ -38,24 +31,25 @@ def test_papermill_finds_the_parameters():
 def test_it_writes_all_that_is_promised(done):
     folder = Path(done.out_dir)
     table = pd.read_csv(folder / "ablation.csv", keep_default_na=False)
-    assert list(table["variant"]) == ["base", "unaware", "unrefined"] and set(table["seed"]) == {1}
-    assert list(table["changes"]) == ["", "lung_segmentation_weight=0.0", "refine=False"]
+    assert list(table["variant"]) == ["base", "no_lung_map", "no_refinement"] and set(table["seed"]) == {0}
+    assert list(table["changes"]) == ["", "lung_segmentation_weight=0.0; lung_consistency_weight=0.0",
+                                      "refine=False"]
     assert table["weights"].nunique() == 1 and (table["steps"] > 0).all()
     assert table[["dice", "dispersion", "full_lung_rate", "corner_error"]].notna().all(axis=None)
-    for name in ("summary.csv", "ablation.png", "provenance.json", "evaluate/base-1.ipynb"):
+    for name in ("summary.csv", "ablation.png", "provenance.json", "evaluate/base-0.ipynb"):
         assert (folder / name).exists()
-    assert sorted(p.name for p in (folder / "train").glob("*-1")) == ["base-1", "unaware-1"]
+    assert sorted(p.name for p in (folder / "train").glob("*-0")) == ["base-0", "no_lung_map-0"]
 
 
 def test_lungs_that_nothing_taught_stay_unknown(done):
-    file = lambda name: Path(done.out_dir) / "train" / f"{name}-1" / "aligner.safetensors"
-    lungs = {name: read_network(file(name))[0].lung_template.sum() for name in ("base", "unaware")}
-    assert lungs["base"] > 0 and lungs["unaware"] == 0
+    file = lambda name: Path(done.out_dir) / "train" / f"{name}-0" / "aligner.safetensors"
+    lungs = {name: read_network(file(name))[0].lung_template.sum() for name in ("base", "no_lung_map")}
+    assert lungs["base"] > 0 and lungs["no_lung_map"] == 0
 
 
 def test_refinement_is_seen_in_the_figures(done):
     table = pd.read_csv(Path(done.out_dir) / "ablation.csv").set_index("variant")
-    assert table.loc["base", "dice"] != table.loc["unrefined", "dice"]
+    assert table.loc["base", "dice"] != table.loc["no_refinement", "dice"]
 
 
 def test_what_is_finished_is_not_repeated_and_the_table_is_the_same(done):
@@ -67,13 +61,13 @@ def test_what_is_finished_is_not_repeated_and_the_table_is_the_same(done):
 
 def test_what_another_process_is_at_is_left_alone(done, tmp_path):
     "One variant is being trained, one judged; neither is an error"
-    (Path(done.out_dir) / "evaluate" / "unrefined-1.ipynb").rename(tmp_path / "aside.ipynb")
-    with claim(Path(done.out_dir) / "evaluate" / "unrefined-1"):
+    (Path(done.out_dir) / "evaluate" / "no_refinement-0.ipynb").rename(tmp_path / "aside.ipynb")
+    with claim(Path(done.out_dir) / "evaluate" / "no_refinement-0"):
         assert ablate(done, None)["evaluation"].tolist() == \
             ["finished before", "finished before", "run elsewhere"]
-    (tmp_path / "aside.ipynb").rename(Path(done.out_dir) / "evaluate" / "unrefined-1.ipynb")
+    (tmp_path / "aside.ipynb").rename(Path(done.out_dir) / "evaluate" / "no_refinement-0.ipynb")
     elsewhere = done.model_copy(update=dict(out_dir=str(tmp_path / "other"), only=["base"]))
-    with claim(tmp_path / "other" / "train" / "base-1"): states = ablate(elsewhere, None)
+    with claim(tmp_path / "other" / "train" / "base-0"): states = ablate(elsewhere, None)
     assert states[["training", "evaluation"]].values.tolist() == [["run elsewhere", "waits"]]
 
 
