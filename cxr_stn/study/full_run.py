@@ -129,8 +129,8 @@ def printed_plan(
     given = {name: field for name, field in FullRunParams.model_fields.items() if name in ASSUMED}
     rates = [f"- {field.description}: {getattr(params, name):g}" for name, field in given.items()]
     source = "counted in the folder" if params.data_dir else "of the dataset as published"
-    said = (f"Images: {source}. Estimated for {params.devices} GPU and {params.cores or os.cpu_count()} cores, "
-            "from these rates:")
+    machine = f"{params.devices} GPU and {params.cores or os.cpu_count()} cores"
+    said = f"Images: {source}. Estimated for {machine}, from these rates:"
     return "\n".join([markdown(pd.DataFrame(rows)), said, *rates, ""])
 
 # %% ../../nbs/69_study.full_run.ipynb #45b3859e
@@ -143,12 +143,14 @@ def cache_all(
     return pd.concat([cache.failures for cache in caches]).drop_duplicates("image").reset_index(drop=True)
 
 # %% ../../nbs/69_study.full_run.ipynb #69839811
-PAGE = ("# The study on ChestX-ray14\n\nMade by `make nih` from the files in this folder. What was asked, "
-        "and what counts as an answer, was written down before: [PROTOCOL](../PROTOCOL.md). The columns of "
-        "`classes.csv`, `subgroups.csv`, `measures.csv`, `bootstrap.csv` and `areas.csv` are explained with the "
+PAGE = ("# The study on ChestX-ray14\n\n"
+        "Made by `make nih` from the files in this folder. What was asked, and what counts as an answer, "
+        "was written down before: [PROTOCOL](../PROTOCOL.md). The columns of `classes.csv`, "
+        "`subgroups.csv`, `measures.csv`, `bootstrap.csv` and `areas.csv` are explained with the "
         "[experiments](../experiments/README.md#files-and-columns), those of `synthetic_warps.csv`, "
         "`orientation.csv`, `confidence.csv` and `log.csv` with the "
-        "[sample](../nih14-sample/README.md#columns); `experts.csv` has the columns of `classes.csv`, and in front of them whose `labels` they are.\n")
+        "[sample](../nih14-sample/README.md#columns); `experts.csv` has the columns of `classes.csv`, and "
+        "in front of them whose `labels` they are.\n")
 TABLES = {"verdict.md": "Answer", "classes_aligned.md": "Every finding", "subgroups_aligned.md": "Subgroups",
           "experts.md": "Labels that radiologists gave"} # file -> heading
 FIGURES = {"forest.png": "differences by finding"}
@@ -160,12 +162,12 @@ def write_page(
 ) -> Path: # README.md
     "Write the page of a folder of tables; FileNotFoundError without a verdict."
     if not (folder / "verdict.md").is_file(): raise FileNotFoundError(f"{folder}: there is no verdict.md")
-    named = f"**Made with the parameter files of `{Path(str(budget)).name}`, not with those of the protocol.**\n"
-    warning = [named] if budget else []
+    name = Path(budget or "").name
+    warning = f"**Made with the parameter files of `{name}`, not with those of the protocol.**\n"
     parts = [f"## {head}\n\n{(folder / name).read_text(encoding='utf-8').rstrip()}\n"
              for name, head in TABLES.items() if (folder / name).is_file()]
     parts += [f"![{said}]({name})\n" for name, said in FIGURES.items() if (folder / name).is_file()]
-    atomic_write(folder / "README.md", "\n".join([PAGE, *warning, *parts]))
+    atomic_write(folder / "README.md", "\n".join([PAGE, *([warning] if name else []), *parts]))
     return folder / "README.md"
 
 # %% ../../nbs/69_study.full_run.ipynb #bfbbffa6

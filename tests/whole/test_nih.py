@@ -144,7 +144,8 @@ def test_without_a_folder_it_says_what_is_missing(tmp_path):
 def test_the_tables_are_all_there_and_say_that_they_are_those_of_a_rehearsal(whole):
     made = tables(whole)
     assert set(made) >= {"README.md", "classes.csv", "subgroups.csv", "experts.csv", "measures.csv",
-                         "areas.csv", "bootstrap.csv", "verdict.md", "forest.png", "log.csv", "synthetic_warps.csv"}
+                         "areas.csv", "bootstrap.csv", "verdict.md", "forest.png", "log.csv",
+                         "synthetic_warps.csv"}
     page = made["README.md"].decode()
     assert "parameter files of `rehearsal`, not with those of the protocol" in page
     parts = ("Answer", "Every finding", "Subgroups", "Labels that radiologists gave")
