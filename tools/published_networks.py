@@ -17,12 +17,11 @@ import pandas as pd
 
 from cxr_stn.runs import atomic_write
 from cxr_stn.study.compare import compare_files, CompareFilesParams
+from cxr_stn.study.experts import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENT, IMAGE = "Patient ID", "Image Index"
-FOUR = {  # finding of the four that radiologists judged: findings of ChestX-ray14, any of which counts
-    "Pneumothorax": ["Pneumothorax"], "Nodule or mass": ["Nodule", "Mass"],
-    "Airspace opacity": ["Consolidation", "Infiltration", "Pneumonia", "Edema"]}
+FOUR = PARTS["expert_four"]  # finding that radiologists judged: findings of ChestX-ray14, any of which counts
 KEPT = ("classes.csv", "verdict.md", "forest.png", "inputs.csv")
 
 

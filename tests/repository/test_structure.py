@@ -70,7 +70,8 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   align="tool.align.AlignParams",
                   classify="classifier.training.ClassifyParams", compare="study.comparison.CompareParams",
                   simulation="study.simulation.SimulationParams",
-                  experiments="study.report.ExperimentsParams")
+                  experiments="study.report.ExperimentsParams", experts="study.experts.ExpertParams",
+                  prepare="study.full_run.FullRunParams")
 # a tiny example of a table of runs
 DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}
 
