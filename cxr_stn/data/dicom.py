@@ -145,7 +145,8 @@ def check_header(
     if kind not in PHOTOMETRIC or samples != (3 if kind in COLOURS[:-1] else 1):
         raise ValueError(f"its PhotometricInterpretation, with {samples} values a pixel, cannot be read")
     if frame is None and frames > 1:
-        raise ValueError(f"it holds {frames} images (NumberOfFrames); choose one: frame = 1 to {frames}")
+        raise ValueError(f"it holds {frames} images (NumberOfFrames); choose one: frame = 1 to {frames} "
+                         "(--frame of cxr-stn align)")
     if frame is not None and not 1 <= frame <= frames:
         raise ValueError(f"frame = {frame}: it holds {frames} (NumberOfFrames), counted from 1")
     check_pixels(rows, columns, max_pixels)
