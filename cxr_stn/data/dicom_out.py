@@ -21,11 +21,12 @@ import numpy as np
 from .. import __version__
 from ..runs import atomic_write
 from .images import ImageError
-from .dicom_values import read_orientation, read_spacing, SPACING_TAGS, valid_spacing
+from .dicom_values import (flatten_groups, numbers, read_orientation, read_spacing, SPACING_TAGS,
+                                       valid_spacing)
 from .dicom import INSTALL, is_dicom, without_quotations
 
 # %% ../../nbs/18_data.dicom_out.ipynb #6468df81
-OUTDATED = """NumberOfFrames FrameIncrementPointer PlanarConfiguration PixelAspectRatio
+OUTDATED = """NumberOfFrames FrameIncrementPointer PlanarConfiguration
     SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
     PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence VOILUTSequence VOILUTFunction
     WindowCenterWidthExplanation PresentationLUTSequence IconImageSequence ICCProfile ColorSpace
@@ -35,9 +36,8 @@ OUTDATED = """NumberOfFrames FrameIncrementPointer PlanarConfiguration PixelAspe
     CollimatorRightVerticalEdge CollimatorUpperHorizontalEdge CollimatorLowerHorizontalEdge
     CenterOfCircularCollimator RadiusOfCircularCollimator VerticesOfThePolygonalCollimator
     FieldOfViewOrigin FieldOfViewRotation FieldOfViewHorizontalFlip FieldOfViewDimensions FieldOfViewShape
-    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence InstanceCreationDate
-    InstanceCreationTime InstanceCreatorUID DigitalSignaturesSequence MACParametersSequence
-    PixelDataProviderURL""".split()
+    InstanceCreationDate InstanceCreationTime InstanceCreatorUID DigitalSignaturesSequence
+    MACParametersSequence PixelDataProviderURL""".split()
 OUTDATED_GROUPS = (0x5000, 0x6000) # curves and overlays: these groups and those 2, 4, ... 30 above
 
 
@@ -69,13 +69,15 @@ def set_spacing(
 ) -> None:
     "Scale all valid spacings of a header, remove the others."
     from pydicom.valuerep import format_number_as_ds
-    known = read_spacing(ds)
+    known, ratio = read_spacing(ds), numbers(ds, "PixelAspectRatio")
+    if ratio: del ds.PixelAspectRatio
     for keyword in SPACING_TAGS:
         spacing = valid_spacing(ds, keyword)
         if keyword in ds: del ds[keyword]
         if spacing is None: continue
         setattr(ds, keyword, [format_number_as_ds(mm) for mm in scale_spacing(spacing, frame_to_image)])
-    row, column = scale_spacing((1, 1), frame_to_image)
+    height, width = ratio if len(ratio) == 2 and min(ratio) > 0 else (1, 1)
+    row, column = scale_spacing((height, width), frame_to_image)
     if not known and abs(row / column - 1) > 0.001: ds.PixelAspectRatio = [round(1000 * row / column), 1000]
 
 # %% ../../nbs/18_data.dicom_out.ipynb #25a9acb9
@@ -197,9 +199,10 @@ def derive(
     "Turn the header of a source into a derived object."
     syntax = getattr(ds.file_meta, "TransferSyntaxUID", "")
     matrix = " ".join(f"{number:.9g}" for number in frame_to_image[:2].ravel())
+    remove_outdated(ds)
+    flatten_groups(ds, frame)
     orientation = rotate_orientation(read_orientation(ds), frame_to_image)
     set_spacing(ds, frame_to_image)
-    remove_outdated(ds)
     if orientation: ds.PatientOrientation = orientation.split("/")
     text = (f"Aligned to a canonical chest by cxr_stn {__version__}. "
             f"Output pixel (x, y, 1) to source pixel: {matrix}. {settings}")
