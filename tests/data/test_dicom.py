@@ -312,7 +312,8 @@ def test_functional_groups_are_read_where_the_plain_entry_is_absent(tmp_path, st
         write_dicom(tmp_path / "b", path, image.pixels, np.diag([2, 2, 1.0]), frame=k)
         ds = pydicom.dcmread(tmp_path / "b")
         assert ds.PixelSpacing == [0.4, 0.6] and ds.PatientOrientation == ["L", "F"]
-        assert ds.RescaleSlope == 1 and not [e for e in ds if "FunctionalGroups" in e.keyword]
+        assert ds.RescaleSlope == 1 and "VOILUTFunction" not in ds
+        assert not [element for element in ds if "FunctionalGroups" in element.keyword]
     plain = read_dicom(run("c", PixelSpacing=[1, 1], RescaleSlope=3, RescaleIntercept=0, **groups), 2)
     assert plain.spacing == (1, 1) and (plain.values == 3 * both[1].astype(int)).all()
 
@@ -754,6 +755,20 @@ def test_old_pixels_leave_nothing_behind(tmp_path, stored):
     assert not [element for element in new if element.tag.is_private or element.tag.group >= 0x6000
                 and element.keyword != "PixelData"]
     assert new.PatientOrientation == ["L", "F"] and new.PresentationLUTShape == "IDENTITY"
+
+
+def test_what_a_validator_asks_for(tmp_path, stored):
+    "What dciodvfy said of derived images, and not of their sources"
+    outdated = dict(ImagePositionPatient=[1, 2, 3], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+                    FrameOfReferenceUID="1.2.9", PixelPresentation="COLOR", LUTExplanation="old",
+                    PixelSpacingCalibrationType="FIDUCIAL", PixelAspectRatio="", PixelSpacing=[0, 0])
+    for intent in ("FOR PROCESSING", "FOR PRESENTATION"):
+        source = write(tmp_path / "a", stored, BitsStored=12, PresentationIntentType=intent, **outdated)
+        write_dicom(tmp_path / "b", source, stored, np.diag([2, 3, 1.0]))
+        ds = pydicom.dcmread(tmp_path / "b")
+        assert ("WindowWidth" in ds) == ("WindowCenter" in ds) == (intent == "FOR PRESENTATION")
+        assert ds["PatientOrientation"].is_empty and ds.PixelAspectRatio == [1500, 1000]
+        assert not set(outdated) - {"PixelAspectRatio"} & {element.keyword for element in ds}
 
 
 def test_an_image_of_several_becomes_a_secondary_capture(tmp_path):
