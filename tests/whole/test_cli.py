@@ -352,6 +352,14 @@ def test_export(command, place, tmp_path):
     assert command(*words)[0] == 0
     assert command("export", tmp_path/"none")[0] == 2
 
+@pytest.mark.parametrize("words, package, extra", [("compare a.csv b.csv", "tabulate", "compare"),
+                                                   ("export runs/train", "torch", "study")])
+def test_a_missing_extra_is_named(words, package, extra):
+    code = f"import sys; sys.modules[{package!r}] = None\n{RUN}"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], text=True, capture_output=True,
+                          env=environment())
+    assert done.returncode == 1 and f"{package} is missing: pip install 'cxr_stn[{extra}]'" in done.stderr
+
 def test_compare(command, tmp_path):
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 80)
