@@ -151,7 +151,7 @@ def check_header(
         raise ValueError(f"its PhotometricInterpretation, with {samples} values a pixel, cannot be read")
     if frame is None and frames > 1:
         raise ValueError(f"it holds {frames} images (NumberOfFrames); choose one: frame = 1 to {frames} "
-                         "(--frame of cxr-stn align)")
+                         "(--frame on the command line)")
     if frame is not None and not 1 <= frame <= frames:
         raise ValueError(f"frame = {frame}: it holds {frames} (NumberOfFrames), counted from 1")
     check_pixels(rows, columns, max_pixels)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
@@ -25,6 +25,7 @@ from ..runs import claim, Run
 from ..data.chestxray14 import MetadataError, read_rows
 from ..data.datasets import evenly_spaced, ImageDataset, load_folder
 from ..data.dicom import list_radiographs, read_radiograph
+from ..sources import ImageParams, load_dataset
 from ..aligned import Aligned
 from ..inference import Aligner, find_checkpoint
 from ..aligner.batch import (aligned_files, check_apart, current_records, Job, parse_shard, parse_size,
@@ -32,10 +33,7 @@ from ..aligner.batch import (aligned_files, check_apart, current_records, Job, p
 
 # %% ../../nbs/82_tool.align.ipynb #b06d74a8
 class InputParams(Params):
-    "Which images."
-    data: Literal["phantom", "nih", "folder"] = Field(
-        "phantom", description="built-in phantom, ChestX-ray14, or any folder of images; not with input")
-    data_dir: Optional[str] = Field(None, description="folder of the images of data; not for the phantom")
+    "Which images, if they are not those of the study."
     input: Optional[str] = Field(
         None, description="what to align: an image (DICOM, PNG, JPEG, ...), a folder (searched with its "
                           "subfolders), or a list: a text file with a path a line, or a CSV file with a "
@@ -43,18 +41,6 @@ class InputParams(Params):
     frame: Optional[int] = Field(
         None, ge=1, description="which image of a DICOM file that holds several, counted from 1; if not "
                                 "given, such files are refused")
-    n_images: Optional[int] = Field(
-        None, ge=1, description="align so many images at most, at equal distances in the list; if not "
-                                "given: all, or 48 of the phantom")
-    seed: int = Field(0, ge=0, description="of the phantom, and of which images of data n_images picks")
-
-    @model_validator(mode="after")
-    def _one_input(self) -> "InputParams":
-        if self.input is not None and (self.data != "phantom" or self.data_dir is not None):
-            raise ValueError("input names the images already: leave data and data_dir out")
-        if self.frame is not None and self.input is None:
-            raise ValueError("frame: give the DICOM files that it chooses from as input")
-        return self
 
 # %% ../../nbs/82_tool.align.ipynb #ce273aaa
 class OutputParams(Params):
@@ -97,7 +83,7 @@ GIVEN_UP = {"output_height": SIZE_NOW, "output_width": SIZE_NOW,
             "batch_size": "leave it out, each image goes through the network by itself now"}
 
 
-class AlignParams(OutputParams, InputParams):
+class AlignParams(OutputParams, ImageParams, InputParams):
     "All decisions of an alignment run."
     checkpoint: Optional[str] = Field(
         None, description="the aligner: the name of a released one, a file, or the folder of a training run; "
@@ -105,6 +91,7 @@ class AlignParams(OutputParams, InputParams):
     passes: Optional[int] = Field(
         None, ge=1, description="passes of the network over each image; if not given: 1")
     device: str = Field("auto", description="where the network runs: auto, cpu, cuda, cuda:1, ...")
+    seed: int = Field(0, ge=0, description="of the phantom, and of which images of data n_images picks")
 
     @model_validator(mode="before")
     @classmethod
@@ -112,6 +99,14 @@ class AlignParams(OutputParams, InputParams):
         for name in values if isinstance(values, dict) else ():
             if name in GIVEN_UP: raise ValueError(f"unknown parameter '{name}': {GIVEN_UP[name]}")
         return values
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "AlignParams":
+        if self.input is not None and (self.data != "phantom" or self.data_dir is not None):
+            raise ValueError("input names the images already: leave data and data_dir out")
+        if self.frame is not None and self.input is None:
+            raise ValueError("frame: give the DICOM files that it chooses from as input")
+        return self
 
 # %% ../../nbs/82_tool.align.ipynb #8f3d82a1
 LIST_ENDINGS = (".txt", ".csv", ".lst", ".list")
@@ -187,7 +182,6 @@ def open_images(
     out_dir = output_path(params.out_dir)
     if params.input is not None:
         return open_input(input_path(params.input), out_dir, params.n_images, params.frame)
-    from cxr_stn.sources import load_dataset  # with the phantom, which a folder does not need
     n_images = params.n_images or (48 if params.data == "phantom" else None)
     dataset = load_dataset(params.data, params.data_dir, params.seed, n_images)
     source = None if params.data == "phantom" else input_path(str(params.data_dir))

@@ -208,7 +208,7 @@ def test_one_image_of_several_is_chosen(align, place, tmp_path):
     ds["PixelData"].VR = "OB"
     ds.save_as(tmp_path/"two.dcm")
     code, _, errors = align(tmp_path/"two.dcm", tmp_path/"out")
-    assert code == 1 and "holds 2 images" in errors and "(--frame of cxr-stn align)" in errors
+    assert code == 1 and "holds 2 images" in errors and "(--frame on the command line)" in errors
     for number, image in ((2, images[1]), (1, images[0])):
         write_png(tmp_path/"alone.png", image)
         align(tmp_path/"alone.png", tmp_path/str(number))
