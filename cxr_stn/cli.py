@@ -6,7 +6,7 @@
 __all__ = ['ALIGN', 'RESTORE', 'COMPARE', 'EXPORT', 'EXTRAS', 'INFO', 'NOTEBOOKS', 'COMMANDS', 'Command', 'options_class',
            'add_option', 'parse_options', 'say_failed', 'run_align', 'run_restore', 'run_compare', 'ExportParams',
            'run_export', 'InfoParams', 'run_info', 'NotebooksParams', 'find_notebooks', 'run_notebooks',
-           'show_commands', 'as_options', 'main']
+           'show_commands', 'as_options', 'missing_package', 'main']
 
 # %% ../nbs/85_cli.ipynb #10acb9c4
 import argparse
@@ -36,6 +36,7 @@ class Command:
     positional: tuple[str, ...] = () # given by their position, in this order
     hidden: tuple[str, ...] = () # not options of the command
     short: dict[str, str] = field(default_factory=dict) # option -> its letter
+    extra: str = "" # of the installation, if the command needs one
 
     def params_class(self) -> type[Params]:
         module, name = self.params.split(":")
@@ -193,7 +194,8 @@ The findings are the columns prob_F that all files have. Patients with several i
 column of --patient, without which the intervals would be too narrow.
 
 Exit code 0: done; 2: the arguments or the files are wrong.""",
-    "cxr_stn.study.compare:CompareFilesParams", run_compare, positional=("a", "b"), short={"out_dir": "o"})
+    "cxr_stn.study.compare:CompareFilesParams", run_compare, positional=("a", "b"), short={"out_dir": "o"},
+    extra="compare")
 
 # %% ../nbs/85_cli.ipynb #571aeb59
 class ExportParams(Params):
@@ -207,10 +209,8 @@ def run_export(
     params: ExportParams,
 ) -> int: # exit code 0
     "Write a trained aligner as ONNX; ImportError if torch is missing."
+    from cxr_stn.aligner.export import export_onnx
     from cxr_stn.inference import find_checkpoint
-    try: from cxr_stn.aligner.export import export_onnx
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'cxr_stn[study]'") from None
     output = None if params.output is None else os.path.abspath(os.path.expanduser(params.output))
     print(export_onnx(find_checkpoint(params.run, ".safetensors"), output))
     return 0
@@ -223,7 +223,7 @@ ONNX runtime can run. Needs torch: pip install 'cxr_stn[study]'.
 
     cxr-stn export runs/train
     cxr-stn align -i radiographs -o aligned --checkpoint runs/train/aligner.onnx""",
-    "cxr_stn.cli:ExportParams", run_export, positional=("run",), short={"output": "o"})
+    "cxr_stn.cli:ExportParams", run_export, positional=("run",), short={"output": "o"}, extra="study")
 
 # %% ../nbs/85_cli.ipynb #62d588f6
 class InfoParams(Params):
@@ -315,6 +315,15 @@ def as_options(message: str) -> str:
     return re.sub(r"parameter '(\w+)'", lambda found: "--" + found[1].replace("_", "-"), message)
 
 
+def missing_package(
+    error: ImportError,
+    extra: str, # of the installation, that the command needs; or ""
+) -> str:
+    "What to do about a package that is not installed."
+    if not extra or not error.name: return str(error)
+    return f"{error.name} is missing: pip install 'cxr_stn[{extra}]'"
+
+
 def main(
     words: list[str] | None = None, # of the command line; None: this process's
 ) -> int: # exit code
@@ -324,7 +333,8 @@ def main(
     name, code, message = words[0], 1, ""
     try: return COMMANDS[name].run(parse_options(name, COMMANDS[name], words[1:]))
     except (ValueError, FileNotFoundError, NotADirectoryError) as error: code, message = 2, str(error)
-    except (ImportError, OSError) as error: message = str(error)
+    except OSError as error: message = str(error)
+    except ImportError as error: message = missing_package(error, COMMANDS[name].extra)
     except KeyboardInterrupt: code, message = 130, "interrupted; the same command goes on where it was"
     print(f"cxr-stn {name}: error: {as_options(message)}", file=sys.stderr)
     return code

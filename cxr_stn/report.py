@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'NO_LUNGS', 'LATERAL', 'REACH', 'MARGIN', 'PAD', 'WHEN', 'is_lateral', 'flag_reasons', 'read_transforms',
-           'worst_first', 'choose_shown', 'frame_corners', 'fit_box', 'fit_image', 'data_uri', 'thumbnail_size',
-           'frame_aspect', 'Pair', 'read_pair', 'read_pairs', 'card_details', 'make_card', 'confidence_bars',
-           'count_outcomes', 'count_reasons', 'what_is_shown', 'thumbnail_bytes', 'Selection', 'select_rows',
-           'write_report']
+           'worst_first', 'choose_shown', 'fit_box', 'fit_image', 'data_uri', 'thumbnail_size', 'frame_aspect', 'Pair',
+           'read_pair', 'read_pairs', 'card_details', 'make_card', 'confidence_bars', 'count_outcomes', 'count_reasons',
+           'what_is_shown', 'thumbnail_bytes', 'Selection', 'select_rows', 'write_report']
 
 # %% ../nbs/81_report.ipynb #21904d18
 import base64
@@ -23,9 +22,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from .runs import atomic_write
-from .geometry import MATRIX_ENTRIES
 from .data.images import read_image, to_grey, to_unit
 from .data.datasets import evenly_spaced
+from .aligner.figures import frame_outline
 from .report_page import render_page, visible_text
 
 # %% ../nbs/81_report.ipynb #bfc01d6b
@@ -135,21 +134,6 @@ def choose_shown(
     rest = order[worst:]
     return np.concatenate([order[:worst], rest[evenly_spaced(len(rest), limit - worst)]])
 
-# %% ../nbs/81_report.ipynb #1f53d98d
-def frame_corners(
-    row: Mapping, # of the table of transforms, aligned
-    shape: tuple[int, int], # (height, width) of the original as it is given
-) -> np.ndarray: # (4, 2) x, y: top left, top right, bottom right, bottom left
-    """Where the outer edge of the aligned image lies on the original.
-
-    Convention: (0, 0) is the outer corner of the original's first pixel, not its centre, and (width, height)
-    that of its last.
-    """
-    h, w = _number(row, "output_height"), _number(row, "output_width")
-    matrix = np.array([_number(row, name) for name in MATRIX_ENTRIES]).reshape(2, 3)
-    corners = (np.array([[0, 0], [w, 0], [w, h], [0, h]]) - 0.5) @ matrix[:, :2].T + matrix[:, 2]
-    return (corners + 0.5) * [shape[1] / _number(row, "width"), shape[0] / _number(row, "height")]
-
 # %% ../nbs/81_report.ipynb #170d1a15
 REACH = 0.3 # of an image's longer side: so far beyond the image a frame is shown
 MARGIN = 0.02 # of a thumbnail's sides, where a frame is shown
@@ -252,10 +236,12 @@ def read_pair(
     before, after, corners, uris, means = _read(read_original, number), None, None, [None, None], None
     if _text(row, "status") == "aligned": after = _read(read_image, Path(out_dir) / _text(row, "file"))
     if before is not None:
-        corners = frame_corners(row, before.shape) if _text(row, "status") == "aligned" else None
+        given = np.array(before.shape[::-1])
+        if _text(row, "status") == "aligned":
+            corners = (frame_outline(row) + 0.5) * given / [_number(row, "width"), _number(row, "height")]
         left, top, w, h = box = fit_box(before.shape[::-1], size, corners)
         uris[0] = data_uri(fit_image(before, size, box, PAD), max_bytes)
-        if corners is not None: corners = corners * [w / before.shape[1], h / before.shape[0]] + [left, top]
+        if corners is not None: corners = corners * [w, h] / given + [left, top]
     if after is not None: uris[1] = data_uri(fit_image(after, size, fill=PAD), max_bytes)
     if mean_size and before is not None and after is not None:
         means = np.stack([fit_image(image, mean_size) for image in (before, after)])

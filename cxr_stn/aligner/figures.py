@@ -6,32 +6,33 @@
 __all__ = ['FRAME_COLOUR', 'TOP_EDGE_COLOUR', 'frame_outline', 'plot_pairs', 'mean_images', 'plot_means']
 
 # %% ../../nbs/39_aligner.figures.ipynb #09a64d5c
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
 from ..geometry import MATRIX_ENTRIES
 from ..data.images import read_image, to_unit
 from ..data.datasets import evenly_spaced, ImageDataset
 from ..inference import Aligner
 
+if TYPE_CHECKING: from matplotlib.figure import Figure  # the base installation draws no figures
+
 # %% ../../nbs/39_aligner.figures.ipynb #9e7757ed
 def frame_outline(
-    row: pd.Series, # of the table of transforms
-) -> np.ndarray: # (5, 2) x, y on the original: top left, top right, bottom right, bottom left, top left
-    "Where the outer edge of the aligned image lies on the original."
+    row: Mapping | pd.Series, # of the table of transforms, aligned
+) -> np.ndarray: # (4, 2) x, y on the original: top left, top right, bottom right, bottom left
+    "Where the outer edge of the aligned image lies on the original; pixel centres are at integers."
     h, w = int(row["output_height"]), int(row["output_width"])
-    corners = np.array([[0, 0], [w, 0], [w, h], [0, h], [0, 0]]) - 0.5
+    corners = np.array([[0, 0], [w, 0], [w, h], [0, h]]) - 0.5
     matrix = np.array([float(row[name]) for name in MATRIX_ENTRIES]).reshape(2, 3)
     return corners @ matrix[:, :2].T + matrix[:, 2]
 
 # %% ../../nbs/39_aligner.figures.ipynb #84c42482
-FRAME_COLOUR, TOP_EDGE_COLOUR = (sns.color_palette("colorblind")[i] for i in (8, 3)) # yellow, red
+FRAME_COLOUR, TOP_EDGE_COLOUR = "#ece133", "#d55e00" # yellow, red
 
 
 def plot_pairs(
@@ -39,8 +40,9 @@ def plot_pairs(
     table: pd.DataFrame, # as `align_dataset` gives it
     out_dir: Path, # of the aligned images
     n: int = 6, # images at most, evenly spread
-) -> Figure:
+) -> "Figure":
     "Images with the frame found on them, its top edge in red, above the aligned images."
+    import matplotlib.pyplot as plt
     rows = np.flatnonzero(table["status"] == "aligned")
     rows = rows[evenly_spaced(len(rows), n)]
     columns = max(1, len(rows))
@@ -48,10 +50,10 @@ def plot_pairs(
     fig, axes = plt.subplots(2, columns, figsize=size, dpi=80, squeeze=False, layout="constrained")
     for ax in axes.flat: ax.axis("off")
     for (above, below), i in zip(axes.T, rows):
-        row, image = table.iloc[i], dataset.read(i)
+        row, image, outline = table.iloc[i], dataset.read(i), frame_outline(table.iloc[i])
         above.imshow(to_unit(image), cmap="gray"); above.set_title(row["image"][-16:], fontsize=9)
-        above.plot(*frame_outline(row).T, color=FRAME_COLOUR, lw=1.5)
-        above.plot(*frame_outline(row)[:2].T, color=TOP_EDGE_COLOUR, lw=3)
+        above.plot(*outline[[0, 1, 2, 3, 0]].T, color=FRAME_COLOUR, lw=1.5)
+        above.plot(*outline[:2].T, color=TOP_EDGE_COLOUR, lw=3)
         above.set(xlim=(-.5, image.shape[1] - .5), ylim=(image.shape[0] - .5, -.5))
         below.imshow(to_unit(read_image(out_dir / row["file"])), cmap="gray")
     return fig
@@ -79,8 +81,9 @@ def mean_images(
 def plot_means(
     before: np.ndarray, after: np.ndarray, # (h, w) as `mean_images` gives them
     what: str = "aligned", # in the title of the second mean
-) -> Figure:
+) -> "Figure":
     "The two mean images side by side, with one grey scale."
+    import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 2, figsize=(4.4, 3), dpi=80, layout="constrained")
     for ax, image, title in zip(axes, (before, after), ("mean before", f"mean {what}")):
         ax.imshow(image, cmap="gray", vmin=0, vmax=1); ax.set_title(title, fontsize=11); ax.axis("off")

@@ -23,7 +23,8 @@ import numpy as np
 
 from .images import (check_pixels, has_image_ending, ImageError, list_images, Radiograph,
                                  read_image)
-from .dicom_values import COLOURS, integer, mask_bits, numbers, SPACING_TAGS, to_radiograph
+from .dicom_values import (COLOURS, flatten_groups, GROUP_TAGS, integer, mask_bits, numbers,
+                                       SPACING_TAGS, to_radiograph)
 
 # %% ../../nbs/17_data.dicom.ipynb #e254bcde
 LONG_KINDS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN", b"OD", b"OL", b"UC", b"UR") # 4 bytes of length, not 2
@@ -66,9 +67,10 @@ PALETTE_TAGS = [f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "
                 for part in ("Descriptor", "Data")] + [
                f"Segmented{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
 GREY_TAGS = ["ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence", "WindowCenter",
-             "WindowWidth", "VOILUTFunction", "PresentationLUTShape", "PresentationLUTSequence"]
+             "WindowWidth", "VOILUTFunction", "PresentationLUTShape", "PresentationLUTSequence",
+             "PixelPaddingValue", "PixelPaddingRangeLimit"]
 VIEW_TAGS = ["ViewPosition", "ViewCodeSequence", "PatientOrientation"]
-HEADER_TAGS = [*PIXEL_TAGS, *PALETTE_TAGS, *SPACING_TAGS, *GREY_TAGS, *VIEW_TAGS,
+HEADER_TAGS = [*PIXEL_TAGS, *PALETTE_TAGS, *SPACING_TAGS, *GREY_TAGS, *VIEW_TAGS, *GROUP_TAGS,
                "SOPClassUID", "PresentationIntentType", "BurnedInAnnotation"]
 
 # %% ../../nbs/17_data.dicom.ipynb #1f0296f3
@@ -116,13 +118,16 @@ def complete_header(
 # %% ../../nbs/17_data.dicom.ipynb #4a66b30e
 def read_header(
     path: str | os.PathLike, # a DICOM file
+    frame: int | None = None, # which image of several, from 1: what is said of it alone is taken for it
 ) -> tuple[Any, tuple[str, ...]]: # pydicom Dataset of HEADER_TAGS alone; keywords of entries that are damaged
     "The technical part of a header; ValueError, which quotes nothing of it, if it cannot be read."
     import pydicom
     try:
         with without_quotations():
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-            return header, complete_header(header)
+            damaged = complete_header(header)
+            flatten_groups(header, frame)
+            return header, (*damaged, *complete_header(header))
     except OSError: raise
     except Exception as error: raise ValueError(f"its header is damaged ({type(error).__name__})") from None
 
@@ -145,7 +150,8 @@ def check_header(
     if kind not in PHOTOMETRIC or samples != (3 if kind in COLOURS[:-1] else 1):
         raise ValueError(f"its PhotometricInterpretation, with {samples} values a pixel, cannot be read")
     if frame is None and frames > 1:
-        raise ValueError(f"it holds {frames} images (NumberOfFrames); choose one: frame = 1 to {frames}")
+        raise ValueError(f"it holds {frames} images (NumberOfFrames); choose one: frame = 1 to {frames} "
+                         "(--frame on the command line)")
     if frame is not None and not 1 <= frame <= frames:
         raise ValueError(f"frame = {frame}: it holds {frames} (NumberOfFrames), counted from 1")
     check_pixels(rows, columns, max_pixels)
@@ -224,7 +230,7 @@ def read_dicom(
         import pydicom # noqa: F401
         if Path(path).exists() and not is_dicom(path): raise ValueError("this is no DICOM file")
         check_deflated(path, 8 * max_pixels)
-        header, damaged = read_header(path)
+        header, damaged = read_header(path, frame)
         check_header(header, frame, max_pixels)
         return to_radiograph(header, damaged, decode_stored(path, header, frame))
     except ImportError: raise ImageError(path, f"reading DICOM needs pydicom: {INSTALL}") from None

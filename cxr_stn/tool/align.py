@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['SIZE_NOW', 'GIVEN_UP', 'LIST_ENDINGS', 'BOX_EDGES', 'InputParams', 'OutputParams', 'AlignParams', 'read_list',
-           'Images', 'open_listed', 'open_input', 'open_images', 'read_boxes', 'map_box_table', 'write_tables',
-           'claim_shards', 'align_shard', 'load_aligner', 'align_images']
+           'Images', 'open_listed', 'open_input', 'open_images', 'read_boxes', 'map_box_table', 'FrameJob',
+           'write_tables', 'claim_shards', 'align_shard', 'load_aligner', 'align_images']
 
 # %% ../../nbs/82_tool.align.ipynb #93910c15
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +25,7 @@ from ..runs import claim, Run
 from ..data.chestxray14 import MetadataError, read_rows
 from ..data.datasets import evenly_spaced, ImageDataset, load_folder
 from ..data.dicom import list_radiographs, read_radiograph
+from ..sources import ImageParams, load_dataset
 from ..aligned import Aligned
 from ..inference import Aligner, find_checkpoint
 from ..aligner.batch import (aligned_files, check_apart, current_records, Job, parse_shard, parse_size,
@@ -30,24 +33,14 @@ from ..aligner.batch import (aligned_files, check_apart, current_records, Job, p
 
 # %% ../../nbs/82_tool.align.ipynb #b06d74a8
 class InputParams(Params):
-    "Which images."
-    data: Literal["phantom", "nih", "folder"] = Field(
-        "phantom", description="built-in phantom, ChestX-ray14, or any folder of images; not with input")
-    data_dir: Optional[str] = Field(None, description="folder of the images of data; not for the phantom")
+    "Which images, if they are not those of the study."
     input: Optional[str] = Field(
         None, description="what to align: an image (DICOM, PNG, JPEG, ...), a folder (searched with its "
                           "subfolders), or a list: a text file with a path a line, or a CSV file with a "
                           "column path, file or image; paths are relative to the list")
-    n_images: Optional[int] = Field(
-        None, ge=1, description="align so many images at most, at equal distances in the list; if not "
-                                "given: all, or 48 of the phantom")
-    seed: int = Field(0, ge=0, description="of the phantom, and of which images of data n_images picks")
-
-    @model_validator(mode="after")
-    def _one_input(self) -> "InputParams":
-        if self.input is not None and (self.data != "phantom" or self.data_dir is not None):
-            raise ValueError("input names the images already: leave data and data_dir out")
-        return self
+    frame: Optional[int] = Field(
+        None, ge=1, description="which image of a DICOM file that holds several, counted from 1; if not "
+                                "given, such files are refused")
 
 # %% ../../nbs/82_tool.align.ipynb #ce273aaa
 class OutputParams(Params):
@@ -90,7 +83,7 @@ GIVEN_UP = {"output_height": SIZE_NOW, "output_width": SIZE_NOW,
             "batch_size": "leave it out, each image goes through the network by itself now"}
 
 
-class AlignParams(OutputParams, InputParams):
+class AlignParams(OutputParams, ImageParams, InputParams):
     "All decisions of an alignment run."
     checkpoint: Optional[str] = Field(
         None, description="the aligner: the name of a released one, a file, or the folder of a training run; "
@@ -98,6 +91,7 @@ class AlignParams(OutputParams, InputParams):
     passes: Optional[int] = Field(
         None, ge=1, description="passes of the network over each image; if not given: 1")
     device: str = Field("auto", description="where the network runs: auto, cpu, cuda, cuda:1, ...")
+    seed: int = Field(0, ge=0, description="of the phantom, and of which images of data n_images picks")
 
     @model_validator(mode="before")
     @classmethod
@@ -105,6 +99,14 @@ class AlignParams(OutputParams, InputParams):
         for name in values if isinstance(values, dict) else ():
             if name in GIVEN_UP: raise ValueError(f"unknown parameter '{name}': {GIVEN_UP[name]}")
         return values
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "AlignParams":
+        if self.input is not None and (self.data != "phantom" or self.data_dir is not None):
+            raise ValueError("input names the images already: leave data and data_dir out")
+        if self.frame is not None and self.input is None:
+            raise ValueError("frame: give the DICOM files that it chooses from as input")
+        return self
 
 # %% ../../nbs/82_tool.align.ipynb #8f3d82a1
 LIST_ENDINGS = (".txt", ".csv", ".lst", ".list")
@@ -140,6 +142,7 @@ def open_listed(
     table: pd.DataFrame, # image, path, as `read_list` gives them
     name: str, # of the list or file
     out_dir: Path, # folder of the aligned images
+    frame: int | None = None, # which image of a DICOM file with several, from 1
 ) -> Images:
     "Images that were named one by one. ValueError if one of them lies in the folder of the aligned images."
     folders = {os.path.dirname(path) for path in table["path"]}
@@ -149,7 +152,8 @@ def open_listed(
             raise ValueError(f"out_dir = {out_dir} holds originals ({folder}); choose an out_dir elsewhere")
     patients = table["patient"] if "patient" in table else table["image"]
     split = table["split"] if "split" in table else "test"
-    dataset = ImageDataset(table.assign(patient=patients, split=split), name, reader=read_radiograph)
+    table, reader = table.assign(patient=patients, split=split), partial(read_radiograph, frame=frame)
+    dataset = ImageDataset(table, name, reader=reader)
     return Images(dataset, aligned_files(dataset, Path(os.path.commonpath(folders))), None)
 
 # %% ../../nbs/82_tool.align.ipynb #765dfbe2
@@ -157,17 +161,18 @@ def open_input(
     path: Path, # an image, a folder, or a list
     out_dir: Path, # folder of the aligned images
     n_images: int | None = None, # at most, at equal distances; None: all
+    frame: int | None = None, # which image of a DICOM file with several, from 1
 ) -> Images:
     "What the command was given. ValueError, MetadataError or FileNotFoundError says what is wrong with it."
     if path.is_dir():
         check_apart(path, out_dir)
-        dataset = load_folder(path, find=list_radiographs, reader=read_radiograph)
+        dataset = load_folder(path, find=list_radiographs, reader=partial(read_radiograph, frame=frame))
         if n_images is not None: dataset = dataset.select(evenly_spaced(len(dataset), n_images))
         return Images(dataset, aligned_files(dataset, path), path)
     if path.suffix.lower() in LIST_ENDINGS: table = read_list(path)
     else: table = pd.DataFrame({"image": [path.name], "path": [os.path.abspath(path)]})
     if n_images is not None: table = table.iloc[evenly_spaced(len(table), n_images)]
-    return open_listed(table, path.name, out_dir)
+    return open_listed(table, path.name, out_dir, frame)
 
 # %% ../../nbs/82_tool.align.ipynb #f8d8b511
 def open_images(
@@ -175,8 +180,8 @@ def open_images(
 ) -> Images:
     "The images that a run aligns; errors as `open_input`, ValueError if `data_dir` is missing."
     out_dir = output_path(params.out_dir)
-    if params.input is not None: return open_input(input_path(params.input), out_dir, params.n_images)
-    from cxr_stn.sources import load_dataset  # with the phantom, which a folder does not need
+    if params.input is not None:
+        return open_input(input_path(params.input), out_dir, params.n_images, params.frame)
     n_images = params.n_images or (48 if params.data == "phantom" else None)
     dataset = load_dataset(params.data, params.data_dir, params.seed, n_images)
     source = None if params.data == "phantom" else input_path(str(params.data_dir))
@@ -217,6 +222,16 @@ def map_box_table(
         boxes.loc[part.index, BOX_EDGES] = (aligned.boxes_to_aligned(edges) if to_aligned
                                             else aligned.boxes_to_original(edges))
     return boxes
+
+# %% ../../nbs/82_tool.align.ipynb #d13a0001
+@dataclass(frozen=True)
+class FrameJob(Job):
+    "A job on one image of every DICOM file that holds several."
+    frame: int | None = None # counted from 1; None: such files are refused
+
+    def settings(self) -> dict: # JSON-ready
+        "What every aligned image of a run depends on."
+        return super().settings() | {"frame": self.frame}
 
 # %% ../../nbs/82_tool.align.ipynb #1438c15f
 def write_tables(
@@ -295,8 +310,8 @@ def align_images(
     """
     if params.boxes is not None: read_boxes(input_path(params.boxes))  # before hours of work, not after them
     out_dir, shard = output_path(params.out_dir), parse_shard(params.shard)
-    job = Job(images.dataset, aligner, out_dir, images.files, parse_size(params.size), params.masks,
-              params.dicom_out)
+    job = FrameJob(images.dataset, aligner, out_dir, images.files, parse_size(params.size), params.masks,
+                   params.dicom_out, params.frame)
     if shard.count > 1: return align_shard(params, images, job, shard, progress)
     with claim_shards(out_dir) as busy:
         if busy: raise OSError(f"another process works on shard {busy[0].name} in {out_dir}: wait for it")

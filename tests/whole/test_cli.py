@@ -196,6 +196,29 @@ def test_dicom_in_and_out(command, place, tmp_path):
     for path in (tmp_path/"out").rglob("*.*"):
         assert path.suffix == ".dcm" or b"Secret" not in path.read_bytes()
 
+def test_one_image_of_several_is_chosen(align, place, tmp_path):
+    "A file of two radiographs is refused; the chosen one is aligned as alone, and not taken for the other"
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.data import get_testdata_file
+    images = [np.rint(Phantom(n_images=2, size=64, seed=3)[i].image).astype(np.uint8) for i in (0, 1)]
+    ds = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    for name in ("PixelPaddingValue", "RescaleSlope", "RescaleIntercept"): del ds[name]
+    ds.Rows, ds.Columns, ds.NumberOfFrames, ds.PixelRepresentation = 64, 64, 2, 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelData = 8, 8, 7, np.stack(images).tobytes()
+    ds["PixelData"].VR = "OB"
+    ds.save_as(tmp_path/"two.dcm")
+    code, _, errors = align(tmp_path/"two.dcm", tmp_path/"out")
+    assert code == 1 and "holds 2 images" in errors and "(--frame on the command line)" in errors
+    for number, image in ((2, images[1]), (1, images[0])):
+        write_png(tmp_path/"alone.png", image)
+        align(tmp_path/"alone.png", tmp_path/str(number))
+        code, _, errors = align(tmp_path/"two.dcm", tmp_path/"out", "--frame", number)
+        assert code == 0 and "frame changed since the last run" in errors
+        assert (read_image(tmp_path/"out"/"images"/"two.png")
+                == read_image(tmp_path/str(number)/"images"/"alone.png")).all()
+    assert "frame = 3: it holds 2" in align(tmp_path/"two.dcm", tmp_path/"out", "--frame", 3)[2]
+    assert align("originals", tmp_path/"none", "--frame", 0)[0] == 2
+
 @pytest.mark.data("nih14-sample")
 def test_lungs_come_out(command, place, tmp_path):
     "The released aligner, real images: the mask is two lungs, and there and back it stays the same"
@@ -328,6 +351,14 @@ def test_export(command, place, tmp_path):
     words = ("align", "-i", "list.txt", "-o", tmp_path/"out", "--checkpoint", tmp_path/"mine.onnx")
     assert command(*words)[0] == 0
     assert command("export", tmp_path/"none")[0] == 2
+
+@pytest.mark.parametrize("words, package, extra", [("compare a.csv b.csv", "tabulate", "compare"),
+                                                   ("export runs/train", "torch", "study")])
+def test_a_missing_extra_is_named(words, package, extra):
+    code = f"import sys; sys.modules[{package!r}] = None\n{RUN}"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], text=True, capture_output=True,
+                          env=environment())
+    assert done.returncode == 1 and f"{package} is missing: pip install 'cxr_stn[{extra}]'" in done.stderr
 
 def test_compare(command, tmp_path):
     rng = np.random.default_rng(0)
