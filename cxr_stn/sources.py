@@ -36,7 +36,7 @@ def input_folders(
         if len(names) < 2 or "" in names: raise
         return os.pathsep.join(str(input_path(name)) for name in names)
 
-
+# %% ../nbs/25_sources.ipynb #9e626c93
 def load_dataset(
     data: str = "phantom",        # "phantom", "nih" (ChestX-ray14) or "folder"
     data_dir: str | os.PathLike | None = None, # folder of the images (nih: or several); none for the phantom
@@ -81,7 +81,7 @@ class ImageParams(Params):
     n_images: Optional[int] = Field(None, ge=1, description="use so many images at most, spread over all of "
                                     "them; if not given: all, or some of the phantom")
 
-
+# %% ../nbs/25_sources.ipynb #3712355d
 class DataParams(ImageParams):
     "Which images, how they are loaded, and on what hardware."
     phantom_pose: float = Field(1.0, ge=0, le=2, description="strength of the phantom's pose variation")

@@ -210,10 +210,10 @@ def to_unit(
     black, white = grey_percentiles(grey, (low, high))
     if black == white: black, white = float(grey.min()), float(grey.max())
     if black == white: return np.zeros(grey.shape, np.float32)
-    def stretched(values):
+    def rescaled(values):
         unit = (values.astype(np.float32) - np.float32(black)) * np.float32(1 / (white - black))
         return np.clip(unit, 0, 1, out=unit)
-    return cv2.LUT(grey, stretched(np.arange(256))) if grey.dtype == np.uint8 else stretched(grey)
+    return cv2.LUT(grey, rescaled(np.arange(256))) if grey.dtype == np.uint8 else rescaled(grey)
 
 # %% ../../nbs/10_data.images.ipynb #375e9099
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")

@@ -122,8 +122,8 @@ def simulate_folds(
         base = np.stack([simulate_scores(y, codes, rng, auroc, difference) for y in truth.T], 2)  # (N, 2, C)
         slope = 2**.5 * luck / stats.norm.pdf(stats.norm.ppf(auroc)) # luck, as a shift of the positive images
         networks = rng.standard_normal((3, 2, seeds, parts.max() + 1, truth.shape[1]))[:, :, :, parts]
-        raised, moved, stretched = networks * np.array([slope, .5, .2])[:, None, None, None, None]
-        scores = np.exp(stretched) * (base.transpose(1, 0, 2)[:, None] + raised * truth + moved)
+        raised, moved, scaled = networks * np.array([slope, .5, .2])[:, None, None, None, None]
+        scores = np.exp(scaled) * (base.transpose(1, 0, 2)[:, None] + raised * truth + moved)
         for name, given in (("within folds", parts), ("pooled", None)):
             row = compare_arms(*scores, truth, patients, level=level, folds=given).iloc[0]
             found.append((name, row["p"] < 1 - level, row["high"] - row["low"]))
