@@ -23,7 +23,7 @@ ifdef PLAN
 nih: | $(READY)
 	@$(BIN)/python -m cxr_stn.study.full_run plan devices=$(DEVICES) $(if $(DATA),data_dir="$(DATA)") $(addprefix budget=,$(BUDGET))
 else
-nih: $(TABLES)/README.md ## the study on all of ChestX-ray14, into results/nih/ (a day on one GPU; PLAN=1: how many hours)
+nih: $(TABLES)/README.md ## the study on all of ChestX-ray14, into results/nih/ (about 12 hours on one GPU by estimate; PLAN=1 prints it)
 endif
 
 # changes with what is asked, and then every step looks again whether it is done

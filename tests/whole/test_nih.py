@@ -8,7 +8,7 @@ last, which copies tables, and the same bytes in the tables afterwards.
 
 Not covered: image files of full size (behind all names are 48 small phantoms), reading more than 400 of
 them, GPUs, the networks and epochs of the full run, a full disk (tests/whole/test_interruption.py has that).
-About five minutes of one core.
+About six minutes of one core; several times that where others use it, too.
 """
 import os
 import shutil
