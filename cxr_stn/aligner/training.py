@@ -25,7 +25,8 @@ from ..data.augment import augment_config, Augmented, BatchAugment
 from ..backbones import FeatureNetwork
 from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, make_optimizer, quiet,
                              read_checkpoint, set_up, share_batch_norm, threads)
-from .networks import AlignerNetwork, centring, locate, NetworkOutput, predict_poses
+from .networks import (AlignerNetwork, centring, locate, NetworkOutput, predict_poses,
+                                      refine_pose)
 from .checkpoints import save_network
 from .template import canonical_chest, canonical_features, crop_pose
 from .losses import (anchor_loss, equivariance_loss, frame_distance, lung_consistency_loss,
@@ -298,15 +299,17 @@ def calibrate(
     batch: int = 64, # images at once
 ) -> None:
     "Set canonical chest, mean lungs and least confidence from aligned training images."
-    network, total, parts = self.average.module.eval(), 0, images.split(batch)
+    network, parts = self.average.module.eval(), images.split(batch)
     frame_to_image = self.locate_all(images)
     self.set_canonical(images, frame_to_image)
     taught = self.params.pose_supervision_weight and self.params.lung_segmentation_weight
     if not taught: return  # the lung map means nothing
-    for part, affine in zip(parts, frame_to_image.split(batch)):
-        output = network(warp(part.to(self.device), centring(affine), part.shape[-2:]))
-        total = total + warp(output.lungs.sigmoid(), output.affine, network.frame_size).sum(0, keepdim=True)
-    network.lung_template.copy_(total / len(images))
+    seen = [network(warp(part.to(self.device), centring(affine), part.shape[-2:]))
+            for part, affine in zip(parts, frame_to_image.split(batch))]
+    affine, lungs = torch.cat([s.affine for s in seen]), torch.cat([s.lungs.sigmoid() for s in seen])
+    for _ in range(2):  # by the poses of the network, then by the refined ones
+        affine = refine_pose(affine, lungs, network.lung_template)
+        network.lung_template.copy_(warp(lungs, affine, network.frame_size).mean(0, keepdim=True))
     confidence = torch.cat([predict_poses(network, part.to(self.device)).confidence for part in parts])
     network.min_confidence.copy_(confidence.quantile(0.01) - 0.05)
 

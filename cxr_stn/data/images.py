@@ -177,7 +177,9 @@ def write_png(
     "Write a grey image losslessly and atomically; ValueError for other types or shapes."
     if image.ndim != 2 or image.size == 0 or image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{path}: expected (H, W) uint8 or uint16, not {image.dtype} {image.shape}")
-    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression])
+    how = [cv2.IMWRITE_PNG_COMPRESSION, compression, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
+           cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
+    done, data = cv2.imencode(".png", image, how)
     if not done: raise ValueError(f"{path}: an image of shape {image.shape} cannot be written as PNG")
     atomic_write(path, data.tobytes())
 
