@@ -146,13 +146,14 @@ class Job:
     size: str | float | tuple[int, int] # as `parse_size` gives it
     masks: bool = False # write the lungs as well
     dicom: bool = False # write the aligned image as a derived DICOM object as well
+    frame: int | None = None # which image of a DICOM file that holds several, from 1; None: they are refused
 
     def settings(self) -> dict: # JSON-ready
         "What every aligned image of a run depends on."
         kind = self.dataset.content_hash() if self.dataset.kind == "phantom" else "files"
         size = list(self.size) if isinstance(self.size, tuple) else self.size
         return {"checkpoint": self.aligner.checksum, "passes": self.aligner.passes, "output size": size,
-                "images": kind, "format": RECORDS_FORMAT}
+                "images": kind, "frame": self.frame, "format": RECORDS_FORMAT}
 
     def outputs(self, i: int) -> list[str]: # relative to `out_dir`, the aligned image first
         "The files that are written for image `i`."
@@ -343,7 +344,7 @@ def write_one(
     write_png(files[0], aligned.image)
     if job.masks: write_png(files[1], aligned.lungs.astype(np.uint8) * 255)
     if job.dicom:
-        write_dicom(files[-1], job.source(i), aligned.image, aligned.matrix, settings=job.description())
+        write_dicom(files[-1], job.source(i), aligned.image, aligned.matrix, job.frame, job.description())
     record = make_record(job.dataset.table["image"].iat[i], job.files[i], radiograph, aligned)
     return record | {"written": {name: path.stat().st_size for name, path in zip(job.outputs(i), files)}}
 

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIZE_NOW', 'GIVEN_UP', 'LIST_ENDINGS', 'BOX_EDGES', 'InputParams', 'OutputParams', 'AlignParams', 'read_list',
-           'Images', 'open_listed', 'open_input', 'open_images', 'read_boxes', 'map_box_table', 'FrameJob',
-           'write_tables', 'claim_shards', 'align_shard', 'load_aligner', 'align_images']
+           'Images', 'open_listed', 'open_input', 'open_images', 'read_boxes', 'map_box_table', 'write_tables',
+           'claim_shards', 'align_shard', 'load_aligner', 'align_images']
 
 # %% ../../nbs/82_tool.align.ipynb #93910c15
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -223,16 +222,6 @@ def map_box_table(
                                             else aligned.boxes_to_original(edges))
     return boxes
 
-# %% ../../nbs/82_tool.align.ipynb #d13a0001
-@dataclass(frozen=True)
-class FrameJob(Job):
-    "A job on one image of every DICOM file that holds several."
-    frame: int | None = None # counted from 1; None: such files are refused
-
-    def settings(self) -> dict: # JSON-ready
-        "What every aligned image of a run depends on."
-        return super().settings() | {"frame": self.frame}
-
 # %% ../../nbs/82_tool.align.ipynb #1438c15f
 def write_tables(
     run: Run,
@@ -310,8 +299,8 @@ def align_images(
     """
     if params.boxes is not None: read_boxes(input_path(params.boxes))  # before hours of work, not after them
     out_dir, shard = output_path(params.out_dir), parse_shard(params.shard)
-    job = FrameJob(images.dataset, aligner, out_dir, images.files, parse_size(params.size), params.masks,
-                   params.dicom_out, params.frame)
+    job = Job(images.dataset, aligner, out_dir, images.files, parse_size(params.size), params.masks,
+              params.dicom_out, params.frame)
     if shard.count > 1: return align_shard(params, images, job, shard, progress)
     with claim_shards(out_dir) as busy:
         if busy: raise OSError(f"another process works on shard {busy[0].name} in {out_dir}: wait for it")

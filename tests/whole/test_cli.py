@@ -212,10 +212,12 @@ def test_one_image_of_several_is_chosen(align, place, tmp_path):
     for number, image in ((2, images[1]), (1, images[0])):
         write_png(tmp_path/"alone.png", image)
         align(tmp_path/"alone.png", tmp_path/str(number))
-        code, _, errors = align(tmp_path/"two.dcm", tmp_path/"out", "--frame", number)
+        code, _, errors = align(tmp_path/"two.dcm", tmp_path/"out", "--frame", number, "--dicom-out")
         assert code == 0 and "frame changed since the last run" in errors
         assert (read_image(tmp_path/"out"/"images"/"two.png")
                 == read_image(tmp_path/str(number)/"images"/"alone.png")).all()
+        derived = pydicom.dcmread(tmp_path/"out"/"dicom"/"two.dcm")
+        assert derived.SourceImageSequence[0].ReferencedFrameNumber == number
     assert "frame = 3: it holds 2" in align(tmp_path/"two.dcm", tmp_path/"out", "--frame", 3)[2]
     assert align("originals", tmp_path/"none", "--frame", 0)[0] == 2
 
