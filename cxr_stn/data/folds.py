@@ -46,10 +46,11 @@ def fold_split(
 def _dealt(table: pd.DataFrame, count: int, number: int, seed: int) -> pd.Index:
     "The rows of one of `count` parts, with whole patients."
     from sklearn.model_selection import StratifiedGroupKFold
-    dealer = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    dealer, strata = StratifiedGroupKFold(count, shuffle=True, random_state=seed), image_strata(table)
+    strata = strata.where(strata.map(strata.value_counts()) >= count, "rare")  # dealt out together
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strata with fewer images than parts
-        parts = list(dealer.split(table, image_strata(table), table["patient"]))
+        warnings.simplefilter("ignore")  # of rare ones that are fewer than parts
+        parts = list(dealer.split(table, strata, table["patient"]))
     return table.index[parts[number][1]]
 
 
