@@ -319,7 +319,8 @@ def measure_table(
 ) -> pd.DataFrame: # arm, seed, finding, auroc, auprc, brier, ece of each single network
     "What the networks are worth one by one; the macro mean is in the first row of each."
     rows = []
-    aurocs = {arm: [[_fold_auroc(s[:, c], study.labels[:, c], study.folds) for c in range(len(study.findings))] for s in scores]
+    aurocs = {arm: [[_fold_auroc(s[:, c], study.labels[:, c], study.folds)
+                     for c in range(len(study.findings))] for s in scores]
               for arm, scores in study.scores.items()}
     for arm, scores in study.scores.items():
         for k, seed in enumerate(study.seeds):

@@ -29,7 +29,7 @@ class SweepParams(Params):
     seeds: list[int] = Field([0, 1], min_length=1, description="one run of every arm for each")
     params_file: Optional[str] = Field(None, description="YAML file with parameters of classify.ipynb")
     parameters: dict = Field({}, description="parameters of classify.ipynb; they win over params_file. With "
-                                             "n_folds, one run for each fold; {fold} in aligner is its number")
+                                             "n_folds, a run for each fold; {fold} in aligner is its number")
     data_dir: Optional[str] = Field(None, description="folder of the images; wins over both")
     out_dir: str = Field("runs/classify", description="runs go to out_dir/experiment/arm-seed, of a "
                                                       "cross-validation to arm-seed-fold")
