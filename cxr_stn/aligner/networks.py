@@ -167,7 +167,8 @@ def small_inverse(
 ) -> Tensor: # (n, n)
     "The inverse by elimination, row by row: ONNX has none."
     n = len(matrix)
-    number, both = torch.arange(n, device=matrix.device)[:, None], torch.cat([matrix, torch.eye(n).to(matrix)], 1)
+    number = torch.arange(n, device=matrix.device)[:, None]
+    both = torch.cat([matrix, torch.eye(n).to(matrix)], 1)
     for k in range(n):
         pivot = both[k] / both[k, k]
         both = torch.where(number == k, pivot, both - both[:, k:k + 1] * pivot)
