@@ -354,15 +354,15 @@ def compare_arms(
     codes, count = patient_codes(patients, len(y))
     counts = count_labels(y, codes, finding_names(names, y.shape[1]))
     parts = check_folds(folds, codes)
-    results = [finding_scatter(np.concatenate([first[..., c], second[..., c]]).T, y[:, c], codes, count, parts)
-               for c in range(y.shape[1])]
+    both = np.concatenate([first, second])  # (2S, N, C)
+    results = [finding_scatter(both[..., c].T, y[:, c], codes, count, parts) for c in range(y.shape[1])]
     if parts is not None: counts.loc[[r is None for r in results], "note"] = "not estimable"
     used = [r for r, note in zip(results, counts["note"]) if r and not note]
     macro = _macro_counts(y, codes, len(used))
     rows: list[dict[str, float]] = [_row(*weighted_mean(used), level)] if used else [{}]
     rows += [_row(*r, level) if r else {} for r in results]
-    both = pd.concat([macro, counts], ignore_index=True)
-    table = pd.concat([both, pd.DataFrame(rows, columns=ESTIMATES)], axis=1)
+    counts = pd.concat([macro, counts], ignore_index=True)
+    table = pd.concat([counts, pd.DataFrame(rows, columns=ESTIMATES)], axis=1)
     table.insert(list(table).index("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
     return table[[c for c in table if c != "note"] + ["note"]]
 
