@@ -190,9 +190,9 @@ def move_frame(
 ) -> Tensor: # (B, 2, 3) frame -> image; a pose without shear stays one
     "Shift and scale frames along their own axes, and turn them."
     linear, (c, s) = affine[:, :, :2], (change[:, 4].cos(), change[:, 4].sin())
-    turn = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)
+    rotation = torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)
     centre = affine[:, :, 2:] + linear @ change[:, :2, None]
-    return torch.cat([turn @ (linear * change[:, None, 2:4].exp()), centre], 2)
+    return torch.cat([rotation @ (linear * change[:, None, 2:4].exp()), centre], 2)
 
 # %% ../../nbs/30_aligner.networks.ipynb #28de0d34
 def refine_pose(

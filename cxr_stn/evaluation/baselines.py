@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINES', 'resize_matrix', 'letterbox_matrix_of', 'AlignmentFailed', 'BaselineUnavailable', 'check_matrix',
            'Baseline', 'ResizeBaseline', 'LetterboxBaseline', 'equalised', 'mean_chest', 'need', 'Registration',
-           'EccBaseline', 'SimpleItkBaseline', 'KorniaBaseline', 'LungsFinderBaseline', 'pose_matrix_about',
+           'EccBaseline', 'SimpleItkBaseline', 'KorniaBaseline', 'LungsFinderBaseline', 'matrix_of_pose',
            'overlap_step', 'mask_alignment', 'make_baseline']
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #c39ee5ae
@@ -249,7 +249,7 @@ class LungsFinderBaseline(Baseline):
         return resize_matrix(image.shape, small.shape) @ corner @ resize_matrix(crop.shape, self.shape)
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #9809f42a
-def pose_matrix_about(
+def matrix_of_pose(
     pose: np.ndarray, # (5,) the frame's middle on the image, x and y; logarithms of both scales; angle
     shape: tuple[int, int], # (h, w) of the frame
 ) -> np.ndarray: # (3, 3) frame pixel centre -> image pixel centre
@@ -261,13 +261,13 @@ def pose_matrix_about(
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #626ab4dd
 def overlap_step(
-    pose: np.ndarray, # (5,) as in `pose_matrix_about`
+    pose: np.ndarray, # (5,) as in `matrix_of_pose`
     mask: np.ndarray, # (H, W) float32 in [0, 1]
     target: np.ndarray, # (h, w) float32, the blurred consensus in the frame
     sigma: float, # of its blur in pixels
 ) -> np.ndarray: # (5,) a pose that lays the mask nearer to the target
     "One Gauss-Newton step of the squared difference between a mask, as the frame shows it, and a target."
-    (h, w), matrix, ratio = target.shape, pose_matrix_about(pose, target.shape), np.exp(pose[3] - pose[2])
+    (h, w), matrix, ratio = target.shape, matrix_of_pose(pose, target.shape), np.exp(pose[3] - pose[2])
     shown = cv2.GaussianBlur(resample(mask, matrix, target.shape), (0, 0), sigma)
     y, x = np.mgrid[:h, :w] - np.array([(h - 1) / 2, (w - 1) / 2])[:, None, None]
     down, across = np.gradient(shown)
@@ -291,12 +291,12 @@ def mask_alignment(
     poses = np.column_stack([centre[:, :2], scales, np.zeros(len(masks))])
     masks, held = [flatten_mask(mask).astype(np.float32) for mask in masks], poses[:, 2:].mean(0)
     for sigma in sigmas:
-        shown = [resample(mask, pose_matrix_about(pose, shape), shape) for mask, pose in zip(masks, poses)]
+        shown = [resample(mask, matrix_of_pose(pose, shape), shape) for mask, pose in zip(masks, poses)]
         target = cv2.GaussianBlur((np.mean(shown, 0) > .5).astype(np.float32), (0, 0), sigma)
         for _ in range(2):
             poses = np.stack([overlap_step(*pair, target, sigma) for pair in zip(poses, masks)])
         poses[:, 2:] += held - poses[:, 2:].mean(0)
-    return np.stack([pose_matrix_about(pose, shape) for pose in poses])
+    return np.stack([matrix_of_pose(pose, shape) for pose in poses])
 
 # %% ../../nbs/41_evaluation.baselines.ipynb #8d0e1529
 BASELINES = {baseline.name: baseline for baseline in (
