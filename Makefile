@@ -36,7 +36,7 @@ help:
 	  /^## / {more = more substr($$0, 4) "\n"} END {printf "\n%s", more}' $(MAKEFILE_LIST)
 
 # --- tests: those in tests/ execute ablate.ipynb and train.ipynb ------------------------------------------------
-test: check ## install, check that notebooks and modules agree, run all tests (about 25 minutes)
+test: check ## install, check that notebooks and modules agree, run all tests (about 15 minutes)
 	@echo "== the tests inside the notebooks"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --skip_file_re '^([_.]|ablate|train)' --n_workers $(WORKERS) --pause 0.5 --timing
 	@echo "== the other tests"
@@ -45,7 +45,7 @@ test: check ## install, check that notebooks and modules agree, run all tests (a
 	  -m pytest -q -m 'not slow' -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 	@echo "== lines of the package that these tests ran, without those in the notebooks; which they missed: runs/coverage.txt"
 	@awk 'NF {printf "%-40s %7s %7s %7s\n", $$1, $$2, $$3, $$4}' runs/coverage.txt
-test-slow: $(READY) ## the tests that take long: interruptions, several processes, the site (25 minutes)
+test-slow: $(READY) ## the tests that take long: interruptions, several processes, the site (30 minutes)
 	@$(BIN)/python -m pytest -q -m slow
 check: $(READY) ## whether cxr_stn/, nbs/ and README.md are in sync; ruff and mypy (30 seconds)
 	@echo "== are modules, notebooks and README.md in sync?"
