@@ -1,5 +1,5 @@
-"""What each experiment of results/PROTOCOL.md can find, by simulation: results/protocol_power.csv; and whether
-the test of its cross-validation keeps its error rate: results/protocol_folds.csv.
+"""What each experiment of results/PROTOCOL.md can find, by simulation: results/protocol_power.csv; and
+whether the test of its cross-validation keeps its error rate: results/protocol_folds.csv.
 
     CXR_STN_DATA=folder python tools/protocol_power.py [folder for the tables]
 
