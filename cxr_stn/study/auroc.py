@@ -266,6 +266,7 @@ def count_labels(
     labels: np.ndarray,   # (N, C) 0, 1 or NaN
     codes: np.ndarray,    # (N,) int: patients, counted from 0
     names: Sequence[str], # of the C findings
+    least: int = 2, # positive patients that a finding needs to count in the macro mean
 ) -> pd.DataFrame: # finding, images, patients, positives, positive_patients, negative_patients, note: C rows
     "Counts of each finding; noted as not estimable with fewer than two positive or two negative patients."
     def patients(kind: np.ndarray) -> list[int]:
@@ -276,7 +277,8 @@ def count_labels(
                           "patients": patients(positive | negative), "positives": positive.sum(0),
                           "positive_patients": patients(positive), "negative_patients": patients(negative)})
     few = table[["positive_patients", "negative_patients"]].min(axis=1)
-    table["note"] = np.where(few >= 2, "", "not estimable")
+    table["note"] = np.where(table["positive_patients"] < least, f"fewer than {least} patients", "")
+    table.loc[few < 2, "note"] = "not estimable"
     return table
 
 # %% ../../nbs/60_study.auroc.ipynb #91692514
@@ -342,6 +344,7 @@ def compare_arms(
     names: Sequence[str] | None = None, # of the C findings; None: numbers from 1
     level: float = .95, # of confidence
     folds: ArrayLike | None = None, # (N,) of a cross-validation: only images of one fold are compared
+    least: int = 2, # positive patients that a finding needs to count in the macro mean
 ) -> pd.DataFrame: # first row "macro mean", then one a finding; NaN where not estimable
     """AUROCs of two arms and their differences (b - a) with clustered intervals.
 
@@ -352,7 +355,7 @@ def compare_arms(
     """
     first, second, y = check_arms(a, b, labels)
     codes, count = patient_codes(patients, len(y))
-    counts = count_labels(y, codes, finding_names(names, y.shape[1]))
+    counts = count_labels(y, codes, finding_names(names, y.shape[1]), least)
     parts = check_folds(folds, codes)
     both = np.concatenate([first, second])  # (2S, N, C)
     results = [finding_scatter(both[..., c].T, y[:, c], codes, count, parts) for c in range(y.shape[1])]
@@ -442,7 +445,7 @@ def compare_subgroups(
     images: pd.DataFrame, # N rows with view, sex, age
     names: Sequence[str] | None = None, # of the C findings; None: numbers from 1
     level: float = .95,   # of confidence
-    folds: ArrayLike | None = None, # (N,) of a cross-validation, as for `compare_arms`
+    folds: ArrayLike | None = None, least: int = 2, # as for `compare_arms`
 ) -> pd.DataFrame: # group, level, and the columns of `compare_arms`, without p values
     "`compare_arms` in each subgroup that has images."
     first, second, y = check_arms(a, b, labels)
@@ -450,7 +453,8 @@ def compare_subgroups(
     for (group, value), rows in subgroups(images).items():
         if not rows.any(): continue
         part = None if folds is None else np.asarray(folds)[rows]
-        table = compare_arms(first[:, rows], second[:, rows], y[rows], owners[rows], names, level, part)
+        table = compare_arms(first[:, rows], second[:, rows], y[rows], owners[rows], names, level, part,
+                             least)
         table.insert(0, "group", group)
         table.insert(1, "level", value)
         tables.append(table.drop(columns=["p", "p_holm"]))

@@ -42,6 +42,11 @@ class CompareParams(Params):
         None, description="the arm to compare with; None: 'standard' if there is one, else the first")
     out_dir: str = Field("runs/compare", description="where tables and figures go")
     level: float = Field(.95, gt=.5, lt=1, description="of confidence; the test errs in 1 - level")
+    margin: Optional[float] = Field(
+        None, gt=0, lt=1, description="a difference of the macro mean AUROC below this does not matter; with "
+                                      "it, the verdict may be 'equivalent'")
+    least_patients: int = Field(
+        2, ge=2, description="patients with a finding, for it to count in the macro mean")
     specificity: float = Field(.9, gt=0, lt=1, description="of the second rule for thresholds")
     bootstrap: int = Field(500, ge=0, description="repetitions of the cross-check; 0: none")
     seed: int = Field(0, ge=0, description="of the bootstrap and of simulated arms")
@@ -265,19 +270,22 @@ def _against_comparator(
 def class_table(
     study: Study,
     level: float = .95, # of confidence
+    least: int = 2, # positive patients that a finding needs to count in the macro mean
 ) -> pd.DataFrame: # comparator, arm, and the columns of `compare_arms`
     "The primary endpoint and all findings, for each arm against the comparator."
     return _against_comparator(study, lambda a, b: compare_arms(
-        a, b, study.labels, study.images["patient"], study.findings, level, study.folds))
+        a, b, study.labels, study.images["patient"], study.findings, level, study.folds, least))
 
 # %% ../../nbs/63_study.comparison.ipynb #0dc14252
 def subgroup_table(
     study: Study,
     level: float = .95, # of confidence
+    least: int = 2, # as for `class_table`
 ) -> pd.DataFrame: # comparator, arm, group, level, and the columns of `compare_arms` without p
     "AP and PA, women and men, and ages, for each arm against the comparator."
     return _against_comparator(study, lambda a, b: compare_subgroups(
-        a, b, study.labels, study.images["patient"], study.images, study.findings, level, study.folds))
+        a, b, study.labels, study.images["patient"], study.images, study.findings, level, study.folds,
+        least))
 
 # %% ../../nbs/63_study.comparison.ipynb #376447d4
 def bootstrap_table(
