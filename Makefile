@@ -36,7 +36,7 @@ help:
 	  /^## / {more = more substr($$0, 4) "\n"} END {printf "\n%s", more}' $(MAKEFILE_LIST)
 
 # --- tests: those in tests/ execute ablate.ipynb and train.ipynb ------------------------------------------------
-test: check ## install, check that notebooks and modules agree, run all tests (about 10 minutes)
+test: check ## install, check that notebooks and modules agree, run all tests (8 to 15 minutes)
 	@echo "== the tests inside the notebooks"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --skip_file_re '^([_.]|ablate|train)' --n_workers $(WORKERS) --pause 0.5 --timing
 	@echo "== the other tests"
