@@ -97,6 +97,11 @@ class DataParams(ImageParams):
     devices: int = Field(1, ge=1, description="devices per machine")
     seed: int = Field(0, ge=0, description="of everything random")
 
+    @property
+    def cross_validation(self) -> dict[str, int]: # n_folds and fold; empty if the images have their own split
+        "What tells a fold's run from others, for its metadata."
+        return {"n_folds": self.n_folds, "fold": self.fold} if self.n_folds else {}
+
 # %% ../nbs/25_sources.ipynb #93351d58
 def load_cache(
     params: DataParams, # which images

@@ -161,10 +161,9 @@ def check_fitted(
     if {data, dataset.name} == {"ChestX-ray14", "ChestMNIST"}:
         return f"The aligner was fitted on {data}, which has the images of {dataset.name} in another split."
     if data != dataset.name: return f"The aligner was fitted on other images: {data}."
-    here = dict(seed=params.data_seed, valid_fraction=params.valid_fraction)
-    if params.n_folds or "n_folds" in metadata:
-        here |= dict(n_folds=params.n_folds, fold=params.fold if params.n_folds else None)
-        metadata = dict(n_folds=None, fold=None) | metadata
+    own = dict(n_folds=None, fold=None) # the images' own split
+    here = dict(seed=params.data_seed, valid_fraction=params.valid_fraction) | own | params.cross_validation
+    metadata = own | metadata
     differ = [f"{name} {metadata[name]} there, {value} here" for name, value in here.items()
               if metadata.get(name, value) != value]
     if differ and data == "phantom" and metadata.get("seed") != params.data_seed:

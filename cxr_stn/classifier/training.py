@@ -320,8 +320,8 @@ def finish_run(
                     n_train=len(data.rows["train"]),
                     aligner=arm_metadata["aligner"], area=arm_metadata["area"],
                     classifier=params.classifier, loss=params.loss, input_size=params.input_size,
-                    epochs=len(log), best_epoch=best["epoch"] + 1, manifest_hash=run.manifest_hash)
-    if params.n_folds: metadata |= dict(n_folds=params.n_folds, fold=params.fold)
+                    epochs=len(log), best_epoch=best["epoch"] + 1, manifest_hash=run.manifest_hash,
+                    **params.cross_validation)
     table = prediction_table(dataset.table, np.concatenate(probs))
     return write_predictions(run.path / "predictions.parquet", table, metadata)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ESTIMATES', 'AGE_BANDS', 'influence', 'Scatter', 'scatter', 'load_special', 'p_value', 'interval', 'share_interval',
            'patient_codes', 'paired_test', 'weighted_mean', 'usable_folds', 'finding_scatter', 'check_arms',
-           'finding_names', 'count_labels', 'holm', 'check_folds', 'compare_arms', 'bootstrap_aurocs', 'subgroups',
-           'compare_subgroups', 'detectable_difference']
+           'finding_names', 'count_labels', 'holm', 'check_folds', 'compare_arms', 'weighted_auroc', 'bootstrap_aurocs',
+           'subgroups', 'compare_subgroups', 'detectable_difference']
 
 # %% ../../nbs/60_study.auroc.ipynb #ada2c16e
 from collections.abc import Sequence
@@ -331,7 +331,7 @@ def check_folds(
     if folds is None: return None
     parts = np.asarray(folds)
     if parts.shape != codes.shape: raise ValueError(f"{len(parts)} folds for {len(codes)} images")
-    if len(np.unique(np.stack([codes, pd.factorize(parts)[0]]), axis=1).T) > len(np.unique(codes)):
+    if (pd.Series(parts).groupby(codes).nunique() > 1).any():
         raise ValueError("a patient is in two folds; give all images of a patient to one fold")
     return parts
 
@@ -386,11 +386,11 @@ def _weighted(
     return (weights[:, positive] * below).sum(1), weights[:, positive].sum(1) * negative[:, -1]
 
 
-def _weighted_auroc(
+def weighted_auroc(
     scores: np.ndarray, # (N,)
     labels: np.ndarray, # (N,) 0, 1 or NaN
     weights: np.ndarray, # (R, N) R resamples
-    folds: list[np.ndarray], # (N,) bool each, as of `usable_folds`
+    folds: list[np.ndarray], # (N,) bool each: labelled images that are compared with each other
 ) -> np.ndarray: # (R,) NaN if a kind has no weight
     "AUROC of weighted images: the share of their pairs, within folds, that are in the right order."
     parts = [_weighted(scores[rows], labels[rows] == 1, weights[:, rows]) for rows in folds]
@@ -419,7 +419,7 @@ def bootstrap_aurocs(
         weights = sampled[:, codes]
         for c, labelled in enumerate(y.T):
             for arm, scores in enumerate((first, second)):
-                runs = [_weighted_auroc(s[:, c], labelled, weights, usable[c]) for s in scores]
+                runs = [weighted_auroc(s[:, c], labelled, weights, usable[c]) for s in scores]
                 out[rows, arm, c] = np.mean(runs, 0)
     return out
 

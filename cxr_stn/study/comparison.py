@@ -23,7 +23,7 @@ from ..config import Params, project_root
 from ..classifier.metrics import auroc
 from ..classifier.predictions import (findings_of, IMAGE_COLUMNS, PredictionError, read_predictions,
                                             refuse_rows, SIMULATED)
-from .auroc import bootstrap_aurocs, compare_arms, compare_subgroups
+from .auroc import bootstrap_aurocs, compare_arms, compare_subgroups, weighted_auroc
 from .calibration import choose_threshold, measures, operating_point, reliability
 
 # %% ../../nbs/63_study.comparison.ipynb #1bfda9d5
@@ -316,10 +316,8 @@ def bootstrap_table(
 def _fold_auroc(scores: np.ndarray, labels: np.ndarray, folds: pd.Series | None) -> float:
     "AUROC (N,) of one network, or of the networks of all folds: pairs of images of one fold only."
     if folds is None: return auroc(scores, labels)
-    parts = [folds == fold for fold in np.unique(folds)]
-    areas = np.array([auroc(scores[rows], labels[rows]) for rows in parts])
-    pairs = np.array([(labels[rows] == 1).sum() * (labels[rows] == 0).sum() for rows in parts])
-    return float(np.average(areas[pairs > 0], weights=pairs[pairs > 0])) if pairs.any() else np.nan
+    parts = [(folds == fold).to_numpy() & ~np.isnan(labels) for fold in folds.unique()]
+    return float(weighted_auroc(scores, labels, np.ones((1, len(labels))), parts)[0])
 
 # %% ../../nbs/63_study.comparison.ipynb #f8ba63b7
 def measure_table(

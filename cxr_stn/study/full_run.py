@@ -22,6 +22,7 @@ from ..sources import load_cache, load_dataset
 from ..aligner.batch import parse_size
 from ..aligner.data import TrainParams
 from ..classifier.arms import build_arm_cache
+from ..classifier.training import ClassifyParams
 from .report import markdown
 from .sweep import planned_runs, SweepParams
 
@@ -83,10 +84,9 @@ def _cache_gib(images: int, size: int) -> float:
     return images * size**2 / 2**30
 
 
-def _classifier_hours(params: FullRunParams, sweep: SweepParams, counts: dict[str, int]) -> float:
+def _classifier_hours(params: FullRunParams, runs: list[ClassifyParams], counts: dict[str, int]) -> float:
     "Hours of all runs of the classifier, on all devices."
-    runs = planned_runs(sweep)
-    first = next(iter(runs.values()))
+    first = runs[0]
     passes = first.epochs * (counts["train"] + counts["valid"] / 3) + (counts["valid"] + counts["test"]) / 3
     rounds = math.ceil(len(runs) / params.devices)
     return rounds * passes / params.classifier_rate / 3600
@@ -97,8 +97,8 @@ def plan(
 ) -> pd.DataFrame: # step, what, images, hours, GiB; the last row is the sum
     "The steps of a full run that take long; ParameterError for a wrong parameter of any of them."
     train, sweep = _trainings(params)
-    counts, runs = count_images(train), planned_runs(sweep)
-    n, first = sum(counts.values()), next(iter(runs.values()))
+    counts, runs = count_images(train), list(planned_runs(sweep).values())
+    n, first = sum(counts.values()), runs[0]
     cores, sizes = params.cores or os.cpu_count() or 1, (train.input_size, first.image_size)
     height, width = parse_size(layered("align_nih", params.budget)["size"])
     rows = [("prepare", f"images reduced to {sizes[0]} and {sizes[1]} pixels", n,
@@ -110,7 +110,7 @@ def plan(
             ("align", f"a copy of all images, {height} x {width} pixels", n,
              n / params.align_rate / cores / 3600, n * height * width * PNG_BYTES / 2**30),
             ("sweep", f"{len(runs)} runs of the classifier, {first.epochs} epochs at most", counts["train"],
-             _classifier_hours(params, sweep, counts), len(runs) * CHECKPOINTS["run"])]
+             _classifier_hours(params, runs, counts), len(runs) * CHECKPOINTS["run"])]
     table = pd.DataFrame(rows, columns=["step", "what", "images", "hours", "GiB"])
     total = dict(step="all", what="", images=n, hours=table["hours"].sum(), GiB=table["GiB"].sum())
     return pd.concat([table, pd.DataFrame([total])], ignore_index=True)

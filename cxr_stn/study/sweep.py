@@ -45,8 +45,9 @@ def planned_runs(
     folds = range(shared["n_folds"]) if shared.get("n_folds") else [None]
     for seed, fold, arm in itertools.product(params.seeds, folds, params.arms):
         name, own = f"{arm}-{seed}", dict(arm=arm, seed=seed)
-        if fold is not None: name, own = f"{name}-{fold}", own | dict(fold=fold)
-        if shared.get("aligner"): own["aligner"] = shared["aligner"].replace("{fold}", str(fold))
+        if fold is not None:
+            name, own["fold"] = f"{name}-{fold}", fold
+            if shared.get("aligner"): own["aligner"] = shared["aligner"].replace("{fold}", str(fold))
         plan[name] = ClassifyParams(**shared | own | dict(out_dir=str(folder / name)))
     return plan
 
