@@ -16,7 +16,7 @@ from pydantic import Field
 from .config import input_path, output_path, Params
 from .data.datasets import ImageDataset, load_chestxray14, load_folder
 from .data.cache import build_cache, ImageCache
-from .data.folds import select_fold
+from .data.folds import select_fold, select_view
 from .data.dicom import list_radiographs, read_radiograph
 from .phantom.dataset import Phantom, PhantomDataset
 
@@ -45,6 +45,7 @@ def load_dataset(
     valid_fraction: float = 0.1,  # share of patients for validation
     n_folds: int | None = None,   # of a cross-validation, see `select_fold`; None: the images' own split
     fold: int = 0,                # which of them is tested
+    train_view: str | None = None, # "PA" or "AP": the other is tested, see `select_view`
     **options: Any,               # those of OPTIONS[data]
 ) -> ImageDataset:
     """The images that a run works with.
@@ -56,8 +57,10 @@ def load_dataset(
         known = ", ".join(OPTIONS[data])
         raise ValueError(f"{', '.join(wrong)}: no option of data = {data!r}, which knows {known}")
     if n_images is not None and n_images < 1: raise ValueError(f"n_images = {n_images} must be at least 1")
-    if n_folds is not None:
+    if n_folds is not None or train_view is not None:
+        if n_folds and train_view: raise ValueError("n_folds and train_view: choose one of them")
         whole = load_dataset(data, data_dir, seed, n_images, valid_fraction, **options)
+        if train_view: return select_view(whole, train_view, seed, valid_fraction)
         return select_fold(whole, n_folds, fold, seed, valid_fraction)
     if data == "phantom":
         if data_dir is not None: raise ValueError("data_dir: only for data = 'nih' and data = 'folder'")
@@ -90,6 +93,8 @@ class DataParams(ImageParams):
     n_folds: Optional[int] = Field(
         None, ge=2, description="folds of a cross-validation by patient; None: the split of the images")
     fold: int = Field(0, ge=0, description="which fold is tested, counted from 0")
+    train_view: Optional[Literal["PA", "AP"]] = Field(
+        None, description="train on images of this view and test on those of the other; None: on both")
     cache_dir: str = Field("runs/cache", description="where cached images are kept")
     num_workers: int = Field(0, ge=0, description="processes that load data")
     batch_size: int = Field(16, ge=1, description="images per step and device")
@@ -98,8 +103,9 @@ class DataParams(ImageParams):
     seed: int = Field(0, ge=0, description="of everything random")
 
     @property
-    def cross_validation(self) -> dict[str, int]: # n_folds and fold; empty if the images have their own split
-        "What tells a fold's run from others, for its metadata."
+    def own_split(self) -> dict[str, Any]: # n_folds and fold, or train_view; empty: the split of the images
+        "What tells the split of this run from that of the images, for its metadata."
+        if self.train_view: return {"train_view": self.train_view}
         return {"n_folds": self.n_folds, "fold": self.fold} if self.n_folds else {}
 
 # %% ../nbs/25_sources.ipynb #93351d58
@@ -112,5 +118,5 @@ def load_cache(
     options = dict(size=size, pose=params.phantom_pose) if params.data == "phantom" else {}
     n_images = params.n_images or (n_default if params.data == "phantom" else None)
     dataset = load_dataset(params.data, params.data_dir, params.seed, n_images, params.valid_fraction,
-                           params.n_folds, params.fold, **options)
+                           params.n_folds, params.fold, params.train_view, **options)
     return build_cache(dataset, size, output_path(params.cache_dir), params.num_workers)

@@ -373,7 +373,7 @@ def fit_aligner(
         pl.seed_everything(params.seed, verbose=False)
         data = AlignerData(params)
         metadata = dict(data=data.cache.dataset.name, images=len(data.train_rows), seed=params.seed,
-                        valid_fraction=params.valid_fraction, **params.cross_validation)
+                        valid_fraction=params.valid_fraction, **params.own_split)
         trainer = make_trainer(params, output_path(params.out_dir), **metadata)
         manifest_hash = data.cache.dataset.manifest_hash()
         with Run(params.out_dir, params, manifest_hash, trainer.global_rank) as run:

@@ -109,8 +109,8 @@ class InputParams(ClassifierAugmentationParams, ArmParams, LabelledDataParams):
     def _arm_fits(self) -> "InputParams":
         if self.arm == "oracle" and self.data != "phantom":
             raise ValueError("arm = 'oracle' needs data = 'phantom': no other image knows its true pose")
-        if self.n_folds and self.data == "chestmnist":
-            raise ValueError("n_folds: not for ChestMNIST, which does not say whose its images are")
+        if self.own_split and self.data == "chestmnist":
+            raise ValueError("n_folds, train_view: not for ChestMNIST, which does not say whose its images are")
         if self.aligned_dir and self.arm != "aligned":
             raise ValueError(f"aligned_dir is for arm = 'aligned', not for {self.arm!r}")
         for name in ("lung_box", "crop_box"): check_box(name, getattr(self, name))
@@ -139,7 +139,7 @@ def load_labelled_dataset(
             options = dict(size=min(max(p.image_size, 64), 512), pose=p.phantom_pose,
                            prevalence=p.phantom_prevalence, conspicuity=p.phantom_conspicuity)
         dataset = load_dataset(p.data, p.data_dir, p.data_seed, n_images, p.valid_fraction, p.n_folds, p.fold,
-                               **options)
+                               p.train_view, **options)
     if missing := [name for name in FINDINGS if name not in dataset.table]:
         raise ValueError(f"{dataset.name}: no label of {', '.join(missing)}; the index of a folder needs a "
                          "column of zeros and ones for each of the 14 findings")
@@ -161,8 +161,8 @@ def check_fitted(
     if {data, dataset.name} == {"ChestX-ray14", "ChestMNIST"}:
         return f"The aligner was fitted on {data}, which has the images of {dataset.name} in another split."
     if data != dataset.name: return f"The aligner was fitted on other images: {data}."
-    own = dict(n_folds=None, fold=None) # the images' own split
-    here = dict(seed=params.data_seed, valid_fraction=params.valid_fraction) | own | params.cross_validation
+    own = dict(n_folds=None, fold=None, train_view=None) # the images' own split
+    here = dict(seed=params.data_seed, valid_fraction=params.valid_fraction) | own | params.own_split
     metadata = own | metadata
     differ = [f"{name} {metadata[name]} there, {value} here" for name, value in here.items()
               if metadata.get(name, value) != value]

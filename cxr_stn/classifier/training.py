@@ -47,6 +47,9 @@ class ClassifyParams(RunParams, ClassifierParams, InputParams):
     n_train: Optional[int] = Field(
         None, ge=1, description="train on so many of the training images, of patients in random order; "
                                 "None: on all")
+    n_train_patients: Optional[int] = Field(
+        None, ge=1, description="train on the images of so many of the training patients, in random order; "
+                                "None: of all")
     epochs: int = Field(8, ge=1, description="passes over the training images at most")
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better score; 0: never")
     lr: float = Field(5e-4, gt=0, description="highest learning rate of the classifier")
@@ -150,16 +153,20 @@ def on_validation_epoch_end(self: ClassifierTraining) -> None:
 # %% ../../nbs/54_classifier.training.ipynb #bb0d84a7
 def fewer_images(
     cache: ImageCache, # all images of the run
-    n: int, # training images wanted
+    n: int | None, # training images wanted; None: all
     seed: int, # of the order of patients
-) -> np.ndarray: # (n,) rows of the cache, ascending
-    "Training images of patients in random order, until there are `n`; ValueError if there are not so many."
+    n_patients: int | None = None, # training patients wanted; None: all
+) -> np.ndarray: # rows of the cache, ascending
+    "Training images of patients in random order; ValueError if there are not so many."
     rows = cache.rows("train")
-    if n > len(rows): raise ValueError(f"n_train is {n}, but there are {len(rows)} training images")
+    if n and n > len(rows): raise ValueError(f"n_train is {n}, but there are {len(rows)} training images")
     patients = cache.dataset.table["patient"].iloc[rows].to_numpy()
     names, which = np.unique(patients, return_inverse=True)
+    if n_patients and n_patients > len(names):
+        raise ValueError(f"n_train_patients is {n_patients}, but there are {len(names)} training patients")
     position = np.random.default_rng([seed, 18]).permutation(len(names))[which]
-    return np.sort(rows[np.argsort(position, kind="stable")[:n]])
+    order = np.argsort(position, kind="stable")
+    return np.sort(rows[order[position[order] < (n_patients or len(names))][:n]])
 
 # %% ../../nbs/54_classifier.training.ipynb #8b2c4195
 class ArmData(RunData):
@@ -174,7 +181,7 @@ class ArmData(RunData):
         super().__init__()
         self.params, self.cache, self.input_to_image, self.run = params, cache, input_to_image, run
         self.rows = {split: cache.rows(split) for split in ("train", "valid", "test")}
-        if params.n_train: self.rows["train"] = fewer_images(cache, params.n_train, params.data_seed)
+        self.rows["train"] = fewer_images(cache, params.n_train, params.data_seed, params.n_train_patients)
         n, n_devices = len(self.rows["train"]), params.devices * params.num_nodes
         if n < params.batch_size * n_devices:
             raise ValueError(f"{n} training images do not fill one batch of {params.batch_size} on "
@@ -321,7 +328,7 @@ def finish_run(
                     aligner=arm_metadata["aligner"], area=arm_metadata["area"],
                     classifier=params.classifier, loss=params.loss, input_size=params.input_size,
                     epochs=len(log), best_epoch=best["epoch"] + 1, manifest_hash=run.manifest_hash,
-                    **params.cross_validation)
+                    **params.own_split)
     table = prediction_table(dataset.table, np.concatenate(probs))
     return write_predictions(run.path / "predictions.parquet", table, metadata)
 
