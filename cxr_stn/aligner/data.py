@@ -6,10 +6,13 @@
 __all__ = ['TrainParams', 'AugmentedDataset', 'AlignerData', 'phantom_dataset']
 
 # %% ../../nbs/34_aligner.data.ipynb #5d2b1e50
+from typing import Optional
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from fastcore.basics import patch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,6 +32,8 @@ from .losses import LossParams
 # %% ../../nbs/34_aligner.data.ipynb #07f0515c
 class TrainParams(RunParams, AugmentationParams, LossParams, TargetParams, NetworkParams, DataParams):
     "All decisions of a training run of the aligner; ValueError names one that is unknown or out of range."
+    start_from: Optional[str] = Field(
+        None, description="aligner.safetensors whose weights training begins with; None: pretrained backbone")
 
 # %% ../../nbs/34_aligner.data.ipynb #2b64f491
 class AugmentedDataset(Dataset):
