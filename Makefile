@@ -79,7 +79,7 @@ $(STUDY)/compare.ipynb: nbs/compare.ipynb $(STUDY)/sweep.ipynb
 study: $(patsubst %,$(STUDY)/%.ipynb,train evaluate align sweep compare) ## install, then the study on synthetic radiographs, into runs/study/ (about 10 minutes)
 	@printf '%s\n' '' 'The study on synthetic radiographs is complete. To read, each with a folder of its files:' $(^:%='  %')
 
-include results/results.mk results/nih.mk
+include results/results.mk results/real.mk results/nih.mk
 
 # --- environment: a stamp is written last, so that an installation that broke off is repeated -----------------
 install: $(READY) ## the virtual environment in .venv alone (minutes)

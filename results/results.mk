@@ -50,9 +50,13 @@ runs/classify/%.ipynb: $(SETS)/experiments/%.yaml | $(READY)
 # a comparison is named after its experiment, and after the comparator unless that is `standard`
 .SECONDEXPANSION:
 results/experiments/%/classes.csv: $(SETS)/comparisons/%.yaml runs/classify/$$(firstword $$(subst -, ,$$*)).ipynb
+	$(compare_arms)
+
+define compare_arms
 	@mkdir -p runs/compare $(@D)
 	$(BIN)/papermill nbs/compare.ipynb runs/compare/$*.ipynb -f $< --no-progress-bar
 	@cp $(KEPT:%=runs/compare/$*/%) $(@D)/
+endef
 
 experiments: export OMP_NUM_THREADS := 1
 experiments: $(patsubst %,results/experiments/%/classes.csv,$(filter-out $(if $(CXR_STN_DATA),,sample%),$(COMPARISONS))) ## the classifier with and without aligning, many times, into results/ (5 hours; -j2: half)

@@ -223,6 +223,25 @@ def test_the_experiments_can_be_planned(path):
     assert all(metadata == without[0] for metadata in without)  # the runs differ in nothing else
 
 
+REAL = sorted((ROOT / "nbs" / "params" / "real" / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", REAL, ids=[path.stem for path in REAL])
+def test_the_experiments_on_real_images_can_be_planned(path, monkeypatch):
+    "Within a fold the runs of an experiment differ in arm and seed alone, and in nothing from other experiments' arms"
+    monkeypatch.chdir(ROOT)
+    plan = SweepParams(**yaml.safe_load(path.read_text()))
+    assert plan.experiment == path.stem
+    runs = planned_runs(plan)
+    assert len(runs) == len(plan.arms) * len(plan.seeds) * (plan.parameters.get("n_folds") or 1)
+    given = ClassifyParams(**yaml.safe_load((path.parent.parent / "classify.yaml").read_text())).model_dump()
+    own = {"arm", "seed", "out_dir", "fold", "aligner", *plan.parameters}
+    for run in runs.values():
+        differ = {name for name, value in run.model_dump().items() if value != given[name]}
+        assert differ <= own
+        assert "{" not in run.aligner
+
+
 def test_fewer_training_images_leave_the_test_images_alone(runs_dir, standard):
     fewer = fit_classifier(params(runs_dir, "fewer", n_train=32))
     table, metadata = read_predictions(fewer / "predictions.parquet")

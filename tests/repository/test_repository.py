@@ -430,6 +430,23 @@ def test_comparisons_are_named_after_what_they_compare(path):
     plan = yaml.safe_load((path.parent.parent/"experiments"/f"{experiment}.yaml").read_text(encoding="utf-8"))
     assert (comparator or "standard") in plan["arms"]
 
+REAL = ROOT/"nbs"/"params"/"real"
+REAL_COMPARISONS = sorted((REAL/"comparisons").glob("*.yaml"))
+
+@pytest.mark.parametrize("path", REAL_COMPARISONS, ids=names(REAL_COMPARISONS))
+def test_comparisons_on_real_images_follow_the_protocol(path):
+    "Margin and findings as in results/PROTOCOL.md, and only arms that an experiment trains"
+    experiment, _, comparator = path.stem.partition("-")
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert (given["margin"], given["least_patients"]) == (.02, 20)
+    assert (given.get("comparator", ""), given["out_dir"]) == (comparator, f"runs/compare/{path.stem}")
+    patterns = given.get("arms", {"": f"{given.get('experiment')}/standard-*"}).values()
+    trained = [Path(pattern).parts[2:4] for pattern in patterns]
+    assert experiment in [name for name, _ in trained]
+    for name, run in trained:
+        plan = yaml.safe_load((REAL/"experiments"/f"{name}.yaml").read_text(encoding="utf-8"))
+        assert run.partition("-")[0] in plan["arms"]
+
 def test_every_comparison_is_published_and_every_published_one_can_be_made():
     published = {path.parent.name for path in (ROOT/"results"/"experiments").glob("*/classes.csv")}
     assert {path.stem for path in COMPARISONS} == published
