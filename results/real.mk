@@ -21,5 +21,12 @@ runs/classify/%.ipynb: $(REAL)/experiments/%.yaml $(REAL)/classify.yaml $(ALIGNE
 results/real/%/classes.csv: $(REAL)/comparisons/%.yaml runs/classify/cross_validation.ipynb runs/classify/$$(firstword $$(subst -, ,$$*)).ipynb
 	$(compare_arms)
 
+results/real/readers/readers.csv: nbs/readers.ipynb | $(READY)
+	$(NEEDS_DATA)
+	@mkdir -p runs/real $(@D)
+	$(BIN)/papermill nbs/readers.ipynb runs/real/readers.ipynb -p out_dir runs/real/readers --no-progress-bar \
+	  -p expert_dir $(CXR_STN_DATA)/nih14-expert-labels -p data_dir $(CXR_STN_DATA)/nih14-sample
+	@cp runs/real/readers/{readers.csv,reports.csv,readers.png} $(@D)/
+
 real: export OMP_NUM_THREADS := 1
-real: $(COMPARED:%=results/real/%/classes.csv) ## the classifier on 1,397 real images, into results/real/ (6 hours; -j2: half)
+real: $(COMPARED:%=results/real/%/classes.csv) results/real/readers/readers.csv ## the classifier on 1,397 real images, into results/real/ (6 hours; -j2: half)
