@@ -56,6 +56,7 @@ define compare_arms
 	@mkdir -p runs/compare $(@D)
 	$(BIN)/papermill nbs/compare.ipynb runs/compare/$*.ipynb -f $< --no-progress-bar
 	@cp $(KEPT:%=runs/compare/$*/%) $(@D)/
+	@if [ -e runs/compare/$*/folds.csv ]; then cp runs/compare/$*/folds.csv $(@D)/; fi
 endef
 
 experiments: export OMP_NUM_THREADS := 1

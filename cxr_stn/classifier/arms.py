@@ -110,7 +110,8 @@ class InputParams(ClassifierAugmentationParams, ArmParams, LabelledDataParams):
         if self.arm == "oracle" and self.data != "phantom":
             raise ValueError("arm = 'oracle' needs data = 'phantom': no other image knows its true pose")
         if self.own_split and self.data == "chestmnist":
-            raise ValueError("n_folds, train_view: not for ChestMNIST, which does not say whose its images are")
+            raise ValueError("n_folds, train_view: not for ChestMNIST, which does not say whose its images "
+                             "are")
         if self.aligned_dir and self.arm != "aligned":
             raise ValueError(f"aligned_dir is for arm = 'aligned', not for {self.arm!r}")
         for name in ("lung_box", "crop_box"): check_box(name, getattr(self, name))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from ..config import input_path, Params
+from ..config import Params
 from ..data.chestxray14 import find_metadata, FINDINGS, read_metadata
 from .auroc import interval
 from .calibration import clustered_mean, operating_point
@@ -112,8 +112,8 @@ def report_table(
         for name, label in zip(PARTS[source], said.T):
             truth = experts[name].to_numpy()
             point = operating_point(label, truth, [.5], own["patient"], level)
-            rows.append(dict(labels=source, finding=name, images=len(truth), positives=int((truth == 1).sum()),
-                             reported=int(label.sum())) | point)
+            counts = dict(images=len(truth), positives=int((truth == 1).sum()), reported=int(label.sum()))
+            rows.append(dict(labels=source, finding=name) | counts | point)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/74_study.readers.ipynb #4fffdb78
@@ -124,11 +124,12 @@ def simulate_readers(
 ) -> None:
     "Files of three radiologists who do not exist, and of reports that name half of what they see."
     rng, names = np.random.default_rng(seed), [f"{k // 2 + 1:08}_{k % 2:03}.png" for k in range(images)]
+    patients = [int(name[:8]) for name in names]
     truth = rng.random((images, len(FINDINGS))) < .2
     said = [np.where(rng.random(truth.shape) < .9, truth, ~truth) for _ in range(3)]
     def table(values: np.ndarray, **more: object) -> pd.DataFrame:
         words = pd.DataFrame(np.where(values, "YES", "NO"), columns=list(FINDINGS))
-        return pd.DataFrame({"Image ID": names, "Patient ID": [int(n[:8]) for n in names]}).assign(**more).join(words)
+        return pd.DataFrame({"Image ID": names, "Patient ID": patients}).assign(**more).join(words)
 
     (folder / "all_findings").mkdir(parents=True)
     readings = pd.concat([table(values, **{"Reader ID": k}) for k, values in enumerate(said)])
@@ -137,5 +138,5 @@ def simulate_readers(
     found = truth & (rng.random(truth.shape) < .5)
     lists = ["|".join(np.array(FINDINGS)[row]) or "No Finding" for row in found]
     pd.DataFrame({"Image Index": names, "Finding Labels": lists, "Follow-up #": 0,
-                  "Patient ID": [int(n[:8]) for n in names], "Patient Age": 50, "Patient Gender": "F",
+                  "Patient ID": patients, "Patient Age": 50, "Patient Gender": "F",
                   "View Position": "PA"}).to_csv(folder / "Data_Entry_2017_v2020.csv", index=False)

@@ -228,7 +228,7 @@ REAL = sorted((ROOT / "nbs" / "params" / "real" / "experiments").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", REAL, ids=[path.stem for path in REAL])
 def test_the_experiments_on_real_images_can_be_planned(path, monkeypatch):
-    "Within a fold the runs of an experiment differ in arm and seed alone, and in nothing from other experiments' arms"
+    "Within a fold runs differ in arm and seed alone, between experiments in what these are about"
     monkeypatch.chdir(ROOT)
     plan = SweepParams(**yaml.safe_load(path.read_text()))
     assert plan.experiment == path.stem
