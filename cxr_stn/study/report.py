@@ -210,11 +210,12 @@ def primary_endpoints(
 # %% ../../nbs/64_study.report.ipynb #7b15a1a9
 def printed_endpoints(
     table: pd.DataFrame, # as made by `primary_endpoints`
+    margin: float | None = None, # as for `outcome`
 ) -> pd.DataFrame: # text
     "Primary endpoints of several comparisons, ready for print."
     rows = [{"experiment": r.experiment, "comparison": f"{r.arm} − {r.comparator}", "test images": r.images,
              "patients": r.patients,
              "comparator's AUROC": number(r.auroc_a), "arm's AUROC": number(r.auroc_b),
              "ΔAUROC (95% CI)": ranged(r.difference, r.low, r.high, sign=True), "p": p_text(r.p),
-             "verdict": outcome(r._asdict())} for r in table.itertuples()]
+             "verdict": outcome(r._asdict(), margin)} for r in table.itertuples()]
     return pd.DataFrame(rows)

@@ -73,8 +73,9 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   experiments="study.report.ExperimentsParams", experts="study.experts.ExpertParams",
                   readers="study.readers.ReadersParams",
                   prepare="study.full_run.FullRunParams")
-# a tiny example of a table of runs
-DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}
+# a tiny example of a table of runs, or other tables than those of the class
+DEMONSTRATIONS = {"real": "study.report.ExperimentsParams", "sweep": "study.sweep.SweepParams",
+                  "ablate": "evaluation.ablation.AblateParams"}
 
 def parameters(notebook):
     "The assignments of a notebook's parameter cell: name -> value"
