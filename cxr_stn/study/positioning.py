@@ -116,7 +116,7 @@ def plot_moved(
         moved = MovedDataset(dataset, strength)
         column[0].set_title(f"strength {strength:g}", fontsize=12)
         for row, ax in enumerate(column):
-            ax.imshow(moved.read(row), cmap="gray"); ax.axis("off")
+            ax.imshow(moved.read(row), cmap="gray", vmin=0, vmax=dataset.read(row).max()); ax.axis("off")
     return fig
 
 # %% ../../nbs/71_study.positioning.ipynb #3110e326
