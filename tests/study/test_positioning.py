@@ -11,8 +11,8 @@ from cxr_stn.classifier.predictions import PredictionError, read_predictions
 from cxr_stn.classifier.training import fit_classifier
 from cxr_stn.study import positioning
 from cxr_stn.study.comparison import class_table, make_study
-from cxr_stn.study.interaction import (curve_table, interaction_table, join_moved, load_moved, PositioningParams,
-                                       simulate_moved)
+from cxr_stn.study.interaction import (curve_table, interaction_table, join_moved, load_moved,
+                                       PositioningParams, simulate_moved)
 from cxr_stn.study.positioning import load_classifier, move_affine, move_run, open_run, read_moved, run_cache
 from cxr_stn.study.simulation import simulate_scores
 from cxr_stn.study.sweep import planned_runs, SweepParams
@@ -83,7 +83,7 @@ def test_all_arms_see_the_same_move_and_are_compared_within_folds(experiment, tm
 
 def test_an_interruption_costs_one_strength_and_changes_nothing(experiment, tmp_path, monkeypatch):
     run = runs(experiment, "standard")
-    whole = {s: path.read_bytes() for s, path in move_run(run, [0, 1, 2], tmp_path / "whole").items()}
+    whole = {s: path.read_bytes() for s, path in move_run(run, [0, 1, 2], tmp_path / "all").items()}
     def stop(*words):
         if len(list((tmp_path / "part").glob("*.parquet"))) == 2: raise KeyboardInterrupt
         return read_moved(*words)
@@ -105,7 +105,7 @@ def copied(experiment, tmp_path):
 def test_what_is_missing_is_said_before_anything_is_moved(experiment, tmp_path):
     copy, out = copied(experiment, tmp_path), tmp_path / "out"
     (copy / "aligned-0-1/checkpoints/best.ckpt").unlink()
-    with pytest.raises(FileNotFoundError, match="aligned-0-1: no checkpoints/best.ckpt.*execute the run again"):
+    with pytest.raises(FileNotFoundError, match="aligned-0-1: no checkpoints/best.ckpt.*execute the run"):
         load_moved(parameters(copy, out))
     (copy / "aligned-0-1/predictions.parquet").unlink()
     with pytest.raises(PredictionError, match="arm 'aligned at 0', seed 0: folds 0 are there.*sweep.ipynb"):
@@ -142,8 +142,8 @@ def crossed_scores(gain, seed=0, n=1200):
     patients = np.sort(rng.integers(0, n // 2, n))
     labels = (rng.random((n, len(FINDINGS))) < .15).astype(float)
     fold = patients % 5
-    base = pd.DataFrame(dict(image=[f"{i:05d}.png" for i in range(n)], patient=patients, split="test", view="PA",
-                             sex="M", age=50.0))
+    base = pd.DataFrame(dict(image=[f"{i:05d}.png" for i in range(n)], patient=patients, split="test",
+                             view="PA", sex="M", age=50.0))
     base[[f"label_{f}" for f in FINDINGS]] = labels
     common = [simulate_scores(y, patients, rng, .7, 0) for y in labels.T]
     made = []
