@@ -42,9 +42,8 @@ class PositioningParams(Params):
     arm: str = Field("aligned", description="the arm that may protect")
     comparator: str = Field("standard", description="the arm that it is compared with first")
     strengths: list[float] = Field(
-        [0.0, 0.5, 1.0, 2.0], min_length=2,
-        description="how far images are moved; 1: as chests of other hospitals lie; the primary endpoint is "
-                    "that of the largest")
+        [0.0, 0.5, 1.0, 2.0], min_length=2, description="how far images are moved; 1: as chests of other "
+        "hospitals lie; the primary endpoint is that of the largest")
     out_dir: str = Field("runs/positioning", description="where predictions, tables and figures go")
     level: float = Field(.95, gt=.5, lt=1, description="of confidence; the test errs in 1 - level")
     margin: Optional[float] = Field(
@@ -126,7 +125,7 @@ def _same_seeds(
         said = "; ".join(f"{arm}: {', '.join(map(str, sorted(those)))}" for arm, those in seeds.items())
         raise PredictionError(f"the arms have different seeds ({said})")
 
-
+# %% ../../nbs/74_study.interaction.ipynb #06b5d1ba
 def load_moved(
     params: PositioningParams,
 ) -> MovedStudy: # from the runs that the parameters name, or simulated if they name none

@@ -134,7 +134,7 @@ class FinishedRun:
     @property
     def folder(self) -> Path: return self.path.parent # of the run
 
-
+# %% ../../nbs/71_study.positioning.ipynb #e498ba8f
 def open_run(
     path: Path, # of predictions.parquet in the folder of a run
 ) -> FinishedRun:
@@ -287,7 +287,7 @@ def write_moved(
     atomic_write(path.with_suffix(".csv"), text)
     write_predictions(path, run.table.assign(**columns), metadata)
 
-
+# %% ../../nbs/71_study.positioning.ipynb #c7b69fb1
 def read_moved(
     run: FinishedRun,
     module: ClassifierTraining, # its network
