@@ -28,13 +28,19 @@ results/real/readers/readers.csv: nbs/readers.ipynb | $(READY)
 	  -p expert_dir $(CXR_STN_DATA)/nih14-expert-labels -p data_dir $(CXR_STN_DATA)/nih14-sample
 	@cp runs/real/readers/{readers.csv,reports.csv,readers.png} $(@D)/
 
+MOVED := curve.csv interaction.csv interaction_findings.csv displacement.csv verdict.md curve.png moved.png
+results/real/%/curve.csv: $(REAL)/%.yaml runs/classify/cross_validation.ipynb $$(if $$(filter %controls,$$*),runs/classify/cross_validation_controls.ipynb runs/classify/cross_validation_moved.ipynb)
+	@mkdir -p runs/real $(@D)
+	$(BIN)/papermill nbs/positioning.ipynb runs/real/$*.ipynb -f $< --no-progress-bar
+	@cp $(MOVED:%=runs/real/$*/%) $(@D)/
+
 results/real/aligners/masks.csv: $(REAL)/evaluate_aligners.yaml $(ALIGNERS)
 	@mkdir -p $(@D)
 	$(BIN)/papermill nbs/evaluate.ipynb runs/real/aligners.ipynb -f $< $(LUNGMASK) -p out_dir runs/real/aligners --no-progress-bar
 	@cp runs/real/aligners/masks.csv $(@D)/
 
 real: export OMP_NUM_THREADS := 1
-real: $(COMPARED:%=results/real/%/classes.csv) results/real/readers/readers.csv results/real/aligners/masks.csv ## the classifier on 1,397 real images, into results/real/ (6 hours; -j2: half)
+real: $(COMPARED:%=results/real/%/classes.csv) results/real/readers/readers.csv results/real/aligners/masks.csv results/real/positioning/curve.csv results/real/positioning_controls/curve.csv ## the classifier on 1,397 real images, into results/real/ (6 hours; -j2: half)
 	$(BIN)/papermill nbs/real.ipynb runs/real/real.ipynb -p out_dir runs/real/tables --no-progress-bar
 	@cp runs/real/tables/{primary.csv,primary.png} results/real/
 	@cd runs/classify && sha256sum $(patsubst $(REAL)/experiments/%.yaml,%/*/predictions.parquet,$(wildcard $(REAL)/experiments/*.yaml)) > ../../results/real/predictions.sha256

@@ -72,6 +72,7 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   simulation="study.simulation.SimulationParams",
                   experiments="study.report.ExperimentsParams", experts="study.experts.ExpertParams",
                   readers="study.readers.ReadersParams",
+                  positioning="study.interaction.PositioningParams",
                   prepare="study.full_run.FullRunParams")
 # a tiny example of a table of runs, or other tables than those of the class
 DEMONSTRATIONS = {"real": "study.report.ExperimentsParams", "sweep": "study.sweep.SweepParams",
