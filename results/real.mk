@@ -42,5 +42,5 @@ results/real/aligners/masks.csv: $(REAL)/evaluate_aligners.yaml $(ALIGNERS)
 real: export OMP_NUM_THREADS := 1
 real: $(COMPARED:%=results/real/%/classes.csv) results/real/readers/readers.csv results/real/aligners/masks.csv results/real/positioning/curve.csv results/real/positioning_controls/curve.csv ## the classifier on 1,397 real images, into results/real/ (6 hours; -j2: half)
 	$(BIN)/papermill nbs/real.ipynb runs/real/real.ipynb -p out_dir runs/real/tables --no-progress-bar
-	@cp runs/real/tables/{primary.csv,primary.png} results/real/
+	@cp runs/real/tables/{primary.csv,primary.md,primary.png} results/real/
 	@cd runs/classify && sha256sum $(patsubst $(REAL)/experiments/%.yaml,%/*/predictions.parquet,$(wildcard $(REAL)/experiments/*.yaml)) > ../../results/real/predictions.sha256

@@ -447,6 +447,13 @@ def test_comparisons_on_real_images_follow_the_protocol(path):
         plan = yaml.safe_load((REAL/"experiments"/f"{name}.yaml").read_text(encoding="utf-8"))
         assert run.partition("-")[0] in plan["arms"]
 
+def test_the_page_on_real_images_shows_the_table_that_was_made():
+    folder = ROOT/"results"/"real"
+    page = (folder/"README.md").read_text(encoding="utf-8")
+    assert (folder/"primary.md").read_text(encoding="utf-8").strip() in page
+    for verdict in folder.glob("positioning*/verdict.md"):
+        assert verdict.read_text(encoding="utf-8").strip() in page
+
 def test_every_comparison_is_published_and_every_published_one_can_be_made():
     published = {path.parent.name for path in (ROOT/"results"/"experiments").glob("*/classes.csv")}
     assert {path.stem for path in COMPARISONS} == published
