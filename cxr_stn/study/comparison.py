@@ -77,7 +77,7 @@ def find_runs(
     inner = str(pattern.relative_to(pattern.anchor))
     for root in roots:
         found = sorted(p / FILE if p.is_dir() else p for p in root.glob(inner))
-        if found := [p for p in found if p.is_file()]: return found
+        if found := [p for p in found if p.is_file() and p.suffix != ".ipynb"]: return found
     folders = " and ".join(dict.fromkeys(map(str, roots)))
     raise FileNotFoundError(f"{pattern}: no {FILE} there; looked in {folders}")
 
