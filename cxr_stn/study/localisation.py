@@ -6,9 +6,9 @@
 __all__ = ['BOX', 'DEMONSTRATION', 'MEASURES', 'load_grad_cam', 'grad_cam', 'map_maxima', 'points_on_image', 'maps_on_image',
            'phantom_boxes', 'radiograph_boxes', 'box_mask', 'in_boxes', 'score_maps', 'LocalisationParams',
            'open_classifier', 'Inputs', 'new_phantoms', 'phantom_inputs', 'radiograph_inputs', 'run_inputs',
-           'box_pairs', 'pair_maps', 'score_pairs', 'Trained', 'trained_runs', 'known_boxes', 'score_key', 'run_scores',
-           'Looked', 'bring_together', 'finding_means', 'compare_looks', 'localisation_table', 'printed_looks',
-           'look_verdict']
+           'PairClassifier', 'box_pairs', 'pair_maps', 'score_pairs', 'Trained', 'trained_runs', 'known_boxes',
+           'score_key', 'run_scores', 'Looked', 'bring_together', 'finding_means', 'compare_looks',
+           'localisation_table', 'printed_looks', 'look_verdict']
 
 # %% ../../nbs/72_study.localisation.ipynb #a2f851d8
 import hashlib
@@ -198,7 +198,7 @@ def open_classifier(
 ) -> ClassifierTraining: # its best network, in evaluation mode
     "A trained classifier; FileNotFoundError if the run is not finished, CheckpointError if it is damaged."
     params = ClassifyParams.from_yaml(input_path(folder / "params.yaml"))
-    stn, _ = end_to_end_network(params, None)
+    stn, _ = end_to_end_network(params, load_labelled_dataset(params) if params.arm == "end_to_end" else None)
     module = ClassifierTraining(params.model_dump(), [.5] * len(FINDINGS), stn)
     best = read_checkpoint(input_path(folder / "checkpoints" / "best.ckpt"), module)
     module.load_state_dict(best["state_dict"])
@@ -256,7 +256,28 @@ def run_inputs(
     "What a run's network looks at: new phantoms, or radiographs if the parameters name their boxes."
     return (phantom_inputs if params.boxes is None else radiograph_inputs)(folder, params)
 
-# %% ../../nbs/72_study.localisation.ipynb #3aa6ae88
+# %% ../../nbs/72_study.localisation.ipynb #1fcd3d50
+class PairClassifier(nn.Module):
+    "Answers for pairs of an image and a finding; an image with several is computed once, up to a layer."
+    images: Tensor # (M,) which image of the batch each pair has
+    findings: Tensor # (M,) which finding
+
+    def __init__(
+        self,
+        classifier: nn.Module, # as for `grad_cam`
+        layer: str, # after which each image is repeated for its pairs
+    ):
+        super().__init__()
+        self.network, self.classifier = classifier.network, classifier
+        repeat = lambda module, inputs, output: output[self.images]
+        self.hook = self.network.get_submodule(layer).register_forward_hook(repeat)
+
+    def forward(
+        self, images: Tensor, # (B, 1, H, W) in [0, 1]
+    ) -> Tensor: # (M, 1) logits
+        return self.classifier(images).gather(1, self.findings[:, None])
+
+# %% ../../nbs/72_study.localisation.ipynb #8abb1321
 def box_pairs(
     table: pd.DataFrame, # N rows with image and patient
     boxes: pd.DataFrame, # as of `phantom_boxes`
@@ -271,7 +292,7 @@ def box_pairs(
     order = pairs["finding"].map(list(FINDINGS).index).astype(int)
     return pairs.assign(order=order).sort_values(["order", "row"]).drop(columns="order").reset_index(drop=True)
 
-
+# %% ../../nbs/72_study.localisation.ipynb #a7e3b1cd
 def pair_maps(
     module: ClassifierTraining,
     inputs: Inputs, # N images
@@ -280,19 +301,24 @@ def pair_maps(
     batch_size: int = 64, # images at once
 ) -> tuple[Tensor, Tensor]: # (M, h, w) maps; (M, 2, 3) normalised, input -> image
     "The map of each pair's finding on its image."
-    maker, maps, affines = grad_cam(module.classifier, layer), [], []
-    for finding, part in pairs.groupby("finding", sort=False):
-        for start in range(0, len(part), batch_size):
-            rows = part["row"].to_list()[start:start + batch_size]
-            images = torch.from_numpy(np.array(inputs.images[rows]))[:, None].float() / 255
-            with torch.no_grad():
-                input_to_image = module.locate(images, inputs.input_to_image[rows])
-                shown = warp_antialiased(images, input_to_image, module.params.input_size)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the image itself needs no gradient
-                maps.append(maker.compute_map(shown, class_idx=FINDINGS.index(finding))[:, 0].detach())
-            affines.append(input_to_image)
-    return torch.cat(maps).contiguous(), torch.cat(affines)
+    network, numbers, maps, affines = PairClassifier(module.classifier, layer), [], [], []
+    maker, images_of, rows = grad_cam(network, layer), *np.unique(pairs["row"], return_inverse=True)
+    findings = torch.tensor(pairs["finding"].map(list(FINDINGS).index).to_list())
+    for start in range(0, len(images_of), batch_size):
+        part, own = images_of[start:start + batch_size], np.flatnonzero(rows // batch_size == start // batch_size)
+        images = torch.from_numpy(np.array(inputs.images[part]))[:, None].float() / 255
+        with torch.no_grad():
+            input_to_image = module.locate(images, inputs.input_to_image[part])
+            shown = warp_antialiased(images, input_to_image, module.params.input_size)
+        network.images, network.findings = torch.from_numpy(rows[own] - start), findings[own]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the image itself needs no gradient
+            maps.append(maker.compute_map(shown, class_idx=0)[:, 0].detach())
+        affines.append(input_to_image[network.images])
+        numbers.append(own)
+    network.hook.remove()
+    order = np.argsort(np.concatenate(numbers))
+    return torch.cat(maps)[order].contiguous(), torch.cat(affines)[order]
 
 
 def score_pairs(
@@ -303,10 +329,10 @@ def score_pairs(
     size, parts = inputs.images.shape[-1], []
     for _, part in pairs.groupby("finding", sort=False):
         rows = part.index.to_list()
-        parts.append(score_maps(maps[rows], affines[rows], list(part["boxes"]), size).set_index(rows))
+        parts.append(score_maps(maps[rows], affines[rows], list(part["boxes"]), size).set_index(part.index))
     return pd.concat([pairs[["image", "patient", "finding"]], pd.concat(parts)], axis=1)
 
-# %% ../../nbs/72_study.localisation.ipynb #ace2c28b
+# %% ../../nbs/72_study.localisation.ipynb #068acd56
 class Trained(NamedTuple):
     "A run that is looked at."
     arm: str
@@ -375,7 +401,7 @@ def run_scores(
         run.write_table(name, score_pairs(module, inputs, box_pairs(inputs.table, boxes), params.layer))
     return run.read_table(name)
 
-# %% ../../nbs/72_study.localisation.ipynb #a7d3cc44
+# %% ../../nbs/72_study.localisation.ipynb #d661ba57
 MEASURES = ("hit", "share", "hit_swapped")
 
 
@@ -410,7 +436,7 @@ def bring_together(
               for m in MEASURES}
     return Looked(first[[*names, "area"]], seeds, values)
 
-# %% ../../nbs/72_study.localisation.ipynb #b5570369
+# %% ../../nbs/72_study.localisation.ipynb #577142ea
 def finding_means(
     values: np.ndarray, # (2S, n) of the pairs of one finding: arm a, S seeds, then arm b, the same seeds
     codes: np.ndarray, # (n,) int: their patients
@@ -469,7 +495,7 @@ def localisation_table(
     parts = [compare_looks(looked, measure, arm, level, least) for measure in MEASURES for arm in others]
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/72_study.localisation.ipynb #f5171d35
+# %% ../../nbs/72_study.localisation.ipynb #11a49ab1
 def printed_looks(
     table: pd.DataFrame, # as of `localisation_table`
     arm: str, # which arm
