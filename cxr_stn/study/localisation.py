@@ -56,7 +56,7 @@ def grad_cam(
     "A maker of maps for one network, whose weights are frozen; ValueError for a layer that it does not have."
     names = [name for name, _ in classifier.network.named_modules() if name]
     if layer not in names:
-        tops = ", ".join(name for name in names if name.count(".") < 2 and not name.split(".")[0] == layer)
+        tops = ", ".join(name for name in names if name.count(".") < 2)
         raise ValueError(f"the network has no layer {layer!r}; it has {tops}")
     classifier.eval().requires_grad_(False)  # gradients are wanted from the layer on, which takes a third
     own = list(classifier.network.get_submodule(layer).parameters())
@@ -290,7 +290,8 @@ def box_pairs(
     pairs["row"] = rows.loc[pairs["image"]].to_numpy()
     pairs["patient"] = table["patient"].to_numpy()[pairs["row"]]
     order = pairs["finding"].map(list(FINDINGS).index).astype(int)
-    return pairs.assign(order=order).sort_values(["order", "row"]).drop(columns="order").reset_index(drop=True)
+    pairs = pairs.assign(order=order).sort_values(["order", "row"], ignore_index=True)
+    return pairs.drop(columns="order")
 
 # %% ../../nbs/72_study.localisation.ipynb #a7e3b1cd
 def pair_maps(
@@ -305,7 +306,8 @@ def pair_maps(
     maker, images_of, rows = grad_cam(network, layer), *np.unique(pairs["row"], return_inverse=True)
     findings = torch.tensor(pairs["finding"].map(list(FINDINGS).index).to_list())
     for start in range(0, len(images_of), batch_size):
-        part, own = images_of[start:start + batch_size], np.flatnonzero(rows // batch_size == start // batch_size)
+        part = images_of[start:start + batch_size]
+        own = np.flatnonzero(rows // batch_size == start // batch_size)
         images = torch.from_numpy(np.array(inputs.images[part]))[:, None].float() / 255
         with torch.no_grad():
             input_to_image = module.locate(images, inputs.input_to_image[part])
@@ -329,7 +331,8 @@ def score_pairs(
     size, parts = inputs.images.shape[-1], []
     for _, part in pairs.groupby("finding", sort=False):
         rows = part.index.to_list()
-        parts.append(score_maps(maps[rows], affines[rows], list(part["boxes"]), size).set_index(part.index))
+        scores = score_maps(maps[rows], affines[rows], list(part["boxes"]), size)
+        parts.append(scores.set_index(part.index))
     return pd.concat([pairs[["image", "patient", "finding"]], pd.concat(parts)], axis=1)
 
 # %% ../../nbs/72_study.localisation.ipynb #068acd56
@@ -478,12 +481,14 @@ def compare_looks(
     whole = dict(finding="mean of findings", images=pairs["image"].nunique(), patients=count,
                  area=np.mean([c["area"] for c in counts if not c["note"]] or [np.nan]),
                  note=f"mean of {len(used)} of {len(counts)} findings")
-    rows = [_row(*weighted_mean(used), level) if used else {}, *(_row(*r, level) if r else {} for r in results)]
+    results = [weighted_mean(used) if used else None, *results]
+    rows: list[dict] = [_row(*result, level) if result else {} for result in results]
     table = pd.concat([pd.DataFrame([whole, *counts]), pd.DataFrame(rows, columns=ESTIMATES)], axis=1)
     table = table.rename(columns=dict(auroc_a="a", auroc_b="b"))
     table.insert(list(table).index("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
-    table.insert(0, "measure", measure); table.insert(1, "comparator", comparator); table.insert(2, "arm", arm)
-    return table[[name for name in table if name != "note"] + ["note"]]
+    table = table.assign(measure=measure, comparator=comparator, arm=arm)
+    front = ["measure", "comparator", "arm"]
+    return table[[*front, *(name for name in table if name not in [*front, "note"]), "note"]]
 
 
 def localisation_table(
@@ -520,8 +525,9 @@ def look_verdict(
     row = table[(table["arm"] == arm) & (table["measure"] == "hit")].iloc[0]
     answer = outcome(row, margin)
     if answer == "not estimable": return f"{arm} against {row['comparator']}: not estimable."
-    return (f"{arm} against {row['comparator']}: **{answer}**. The maximum of the map lies in the finding's box "
-            f"in {row['a']:.1%} of the positive images ({row['comparator']}) and in {row['b']:.1%} ({arm}), "
-            f"{row['note']}; the difference is {ranged(row['difference'], row['low'], row['high'], 3, True)}, "
-            f"p {p_text(row['p'])}, on {row['images']} images of {row['patients']} patients. The boxes cover "
-            f"{row['area']:.1%} of the image, which is how often blind chance hits.")
+    difference = ranged(row["difference"], row["low"], row["high"], 3, True)
+    return (f"{arm} against {row['comparator']}: **{answer}**. The maximum of the map lies in the finding's "
+            f"box in {row['a']:.1%} of the positive images ({row['comparator']}) and in {row['b']:.1%} "
+            f"({arm}), {row['note']}; the difference is {difference}, p {p_text(row['p'])}, on "
+            f"{row['images']} images of {row['patients']} patients. The boxes cover {row['area']:.1%} of the "
+            f"image, which is how often blind chance hits.")

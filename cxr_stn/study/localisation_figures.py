@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from ..data.chestxray14 import FINDINGS
 from .figures import arm_style
-from .localisation import (box_pairs, LocalisationParams, map_maxima, maps_on_image, open_classifier,
-                                        pair_maps, points_on_image, run_inputs, Trained)
+from .localisation import (box_pairs, LocalisationParams, map_maxima, maps_on_image,
+                                        open_classifier, pair_maps, points_on_image, run_inputs, Trained)
 
 # %% ../../nbs/73_study.localisation_figures.ipynb #31e80afc
 def plot_looks(
@@ -24,7 +24,7 @@ def plot_looks(
     measure: str = "hit", # of MEASURES
     title: str = "",
 ) -> Figure:
-    "Means of each arm and finding with intervals, beside their differences; grey: the boxes' share of the area."
+    "Means of each arm and finding with intervals, and their differences; grey: the boxes' share of the area."
     rows = table[table["measure"] == measure]
     comparator, others = rows["comparator"].iloc[0], list(dict.fromkeys(rows["arm"]))
     arms, names = [comparator, *others], list(dict.fromkeys(rows["finding"]))
@@ -32,7 +32,8 @@ def plot_looks(
     own = rows.rename(columns=dict(b="value", b_low="from", b_high="to"))
     base = rows[rows["arm"] == others[0]].rename(columns=dict(a="value", a_low="from", a_high="to"))
     rates = pd.concat([base.assign(arm=comparator), own])
-    figure, axes = plt.subplots(1, 2, figsize=(9, .38 * len(names) + 1.6), sharey=True, layout="constrained")
+    size = (9, .38 * len(names) + 1.6)
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     axes[0].plot(base["area"], base["finding"].map(height), "|", color="#555555", ms=13, mew=2, label="chance")
     for k, arm in enumerate(arms):
         colour, marker, down = style["palette"][arm], style["markers"][arm], .24 * (k - (len(arms) - 1) / 2)

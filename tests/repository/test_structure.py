@@ -71,7 +71,8 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   classify="classifier.training.ClassifyParams", compare="study.comparison.CompareParams",
                   simulation="study.simulation.SimulationParams",
                   experiments="study.report.ExperimentsParams", experts="study.experts.ExpertParams",
-                  prepare="study.full_run.FullRunParams", localisation="study.localisation.LocalisationParams")
+                  prepare="study.full_run.FullRunParams",
+                  localisation="study.localisation.LocalisationParams")
 # a tiny example of a table of runs
 DEMONSTRATIONS = {"sweep": "study.sweep.SweepParams", "ablate": "evaluation.ablation.AblateParams"}
 

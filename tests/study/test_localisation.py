@@ -12,8 +12,9 @@ from cxr_stn.phantom.dataset import Phantom
 from cxr_stn.runs import Run, atomic_write
 from cxr_stn.stn import mirror_frame, pose_to_affine
 from cxr_stn.study.localisation import (bring_together, compare_looks, grad_cam, Inputs, known_boxes,
-                                        LocalisationParams, localisation_table, map_maxima, maps_on_image, pair_maps,
-                                        points_on_image, run_inputs, run_scores, score_maps, trained_runs)
+                                        LocalisationParams, localisation_table, map_maxima, maps_on_image,
+                                        pair_maps, points_on_image, run_inputs, run_scores, score_maps,
+                                        trained_runs)
 from cxr_stn.study.localisation_figures import choose_examples, example_maps, plot_examples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +80,7 @@ def hits(gain, seed, pairs, ease):
 def test_intervals_agree_with_a_bootstrap_of_patients():
     images = Phantom(n_images=1500, prevalence=5.0, seed=2).table
     findings = ["Atelectasis", "Effusion", "Mass"]
-    pairs = images.melt(["image", "patient"], findings, "finding").query("value == 1").drop(columns="value")
+    pairs = images.melt(["image", "patient"], findings, "finding").query("value == 1")
     rng = np.random.default_rng(0)
     ease = [rng.normal(size=images["patient"].max() + 1) for _ in range(2)]
     looked = bring_together([("standard", 0, hits(0, 1, pairs, ease[0])),
@@ -103,7 +104,8 @@ def test_a_missing_library_is_named():
 
 def untrained_run(folder, cache_dir, **params):
     "A run folder as classify.ipynb leaves it, with a network that has learned nothing"
-    params = ClassifyParams(out_dir=str(folder), cache_dir=str(cache_dir), classifier_weights="none", **params)
+    params = ClassifyParams(out_dir=str(folder), cache_dir=str(cache_dir), classifier_weights="none",
+                            **params)
     module = ClassifierTraining(params.model_dump(), [.5] * 14)
     (folder / "checkpoints").mkdir(parents=True)
     torch.save(dict(state_dict=module.state_dict(), epoch=0), folder / "checkpoints" / "best.ckpt")
@@ -173,8 +175,8 @@ def test_each_radiograph_is_looked_at_by_the_network_of_its_fold(tmp_path):
     for arm in ("standard", "center_crop"):
         for fold in (0, 1):
             folder = tmp_path / "crossed" / f"{arm}-0-{fold}"
-            params = untrained_run(folder, tmp_path / "cache", arm=arm, crop_area=.7 if arm == "center_crop" else None,
-                                   data="nih", data_dir=str(DATA / "nih14-sample"), n_folds=2, fold=fold,
+            params = untrained_run(folder, tmp_path / "cache", arm=arm, data="nih",
+                                   crop_area=.7 if arm == "center_crop" else None, data_dir=str(DATA / "nih14-sample"), n_folds=2, fold=fold,
                                    input_size=32)
             cache = build_arm_cache(params)
             table = affine_table(cache.dataset, arm_affines(params, cache)[0])
