@@ -8,7 +8,7 @@ __all__ = ['BOX', 'DEMONSTRATION', 'MEASURES', 'load_grad_cam', 'grad_cam', 'map
            'open_classifier', 'Inputs', 'new_phantoms', 'phantom_inputs', 'radiograph_inputs', 'run_inputs',
            'PairClassifier', 'box_pairs', 'pair_maps', 'score_pairs', 'Trained', 'trained_runs', 'known_boxes',
            'score_key', 'run_scores', 'Looked', 'bring_together', 'finding_means', 'compare_looks',
-           'localisation_table', 'printed_looks', 'look_verdict']
+           'localisation_table']
 
 # %% ../../nbs/72_study.localisation.ipynb #a2f851d8
 import hashlib
@@ -37,7 +37,6 @@ from ..classifier.model import end_to_end_network
 from ..classifier.training import ClassifierTraining, ClassifyParams, fit_classifier
 from .auroc import _row, ESTIMATES, holm, patient_codes, Scatter, scatter, weighted_mean
 from .comparison import CompareParams, named_runs
-from .report import outcome, p_text, ranged
 
 # %% ../../nbs/72_study.localisation.ipynb #7f1872e4
 def load_grad_cam() -> type: # `monai.visualize.GradCAM`
@@ -499,35 +498,3 @@ def localisation_table(
     others = list(looked.values["hit"])[1:]
     parts = [compare_looks(looked, measure, arm, level, least) for measure in MEASURES for arm in others]
     return pd.concat(parts, ignore_index=True)
-
-# %% ../../nbs/72_study.localisation.ipynb #11a49ab1
-def printed_looks(
-    table: pd.DataFrame, # as of `localisation_table`
-    arm: str, # which arm
-    measure: str = "hit", # of MEASURES
-) -> pd.DataFrame: # text
-    "The table of one arm and measure, ready for print."
-    mine = table[(table["arm"] == arm) & (table["measure"] == measure)]
-    return pd.DataFrame([{
-        "finding": r.finding.replace("_", " "), "images": f"{r.images}", "patients": f"{r.patients}",
-        "chance": f"{r.area:.3f}", r.comparator: ranged(r.a, r.a_low, r.a_high),
-        arm: ranged(r.b, r.b_low, r.b_high), "difference": ranged(r.difference, r.low, r.high, 3, True),
-        "p": p_text(r.p), "p (Holm)": "" if np.isnan(r.p_holm) else p_text(r.p_holm)}
-        for r in mine.itertuples()])
-
-
-def look_verdict(
-    table: pd.DataFrame, # as of `localisation_table`
-    arm: str, # which arm
-    margin: float, # a smaller difference of the mean hit rate does not matter
-) -> str: # a sentence or two
-    "The primary endpoint in words."
-    row = table[(table["arm"] == arm) & (table["measure"] == "hit")].iloc[0]
-    answer = outcome(row, margin)
-    if answer == "not estimable": return f"{arm} against {row['comparator']}: not estimable."
-    difference = ranged(row["difference"], row["low"], row["high"], 3, True)
-    return (f"{arm} against {row['comparator']}: **{answer}**. The maximum of the map lies in the finding's "
-            f"box in {row['a']:.1%} of the positive images ({row['comparator']}) and in {row['b']:.1%} "
-            f"({arm}), {row['note']}; the difference is {difference}, p {p_text(row['p'])}, on "
-            f"{row['images']} images of {row['patients']} patients. The boxes cover {row['area']:.1%} of the "
-            f"image, which is how often blind chance hits.")

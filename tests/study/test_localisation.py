@@ -88,7 +88,8 @@ def test_intervals_agree_with_a_bootstrap_of_patients():
     formula = compare_looks(looked, "hit", "aligned").set_index("finding")["se_patients"]
     difference = looked.values["hit"]["aligned"][0] - looked.values["hit"]["standard"][0]
     codes, of = looked.pairs["patient"].to_numpy(), looked.pairs["finding"].to_numpy()
-    weights = rng.multinomial(codes.max() + 1, np.full(codes.max() + 1, 1 / (codes.max() + 1)), 1000)[:, codes]
+    count = codes.max() + 1
+    weights = rng.multinomial(count, np.full(count, 1 / count), 1000)[:, codes]
     means = {f: (weights * difference)[:, of == f].sum(1) / weights[:, of == f].sum(1) for f in findings}
     means["mean of findings"] = np.mean([means[f] for f in findings], 0)
     for name, resampled in means.items(): assert abs(resampled.std() / formula[name] - 1) < .12, name
@@ -176,8 +177,8 @@ def test_each_radiograph_is_looked_at_by_the_network_of_its_fold(tmp_path):
         for fold in (0, 1):
             folder = tmp_path / "crossed" / f"{arm}-0-{fold}"
             params = untrained_run(folder, tmp_path / "cache", arm=arm, data="nih",
-                                   crop_area=.7 if arm == "center_crop" else None, data_dir=str(DATA / "nih14-sample"), n_folds=2, fold=fold,
-                                   input_size=32)
+                                   crop_area=.7 if arm == "center_crop" else None,
+                                   data_dir=str(DATA / "nih14-sample"), n_folds=2, fold=fold, input_size=32)
             cache = build_arm_cache(params)
             table = affine_table(cache.dataset, arm_affines(params, cache)[0])
             atomic_write(folder / "affines.csv", table.to_csv(index=False))
