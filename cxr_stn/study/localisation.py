@@ -182,7 +182,7 @@ class LocalisationParams(Params):
     data_dir: Optional[str] = Field(
         None, description="folder of these radiographs; None: as the runs say")
     layer: str = Field("blocks.4", description="of the classifier's network, whose map is taken")
-    examples: int = Field(6, ge=0, description="images that are shown")
+    examples: int = Field(4, ge=0, description="images that are shown")
     out_dir: str = Field("runs/localisation", description="where tables and figures go")
     cache_dir: str = Field("runs/cache", description="where cached images are kept")
     level: float = Field(.95, gt=.5, lt=1, description="of confidence; the test errs in 1 - level")

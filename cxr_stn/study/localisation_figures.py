@@ -111,7 +111,7 @@ def choose_examples(
 
 
 def example_maps(
-    runs: list[Trained], # of one seed
+    runs: list[Trained], # of one seed, the comparator first
     params: LocalisationParams,
     boxes: pd.DataFrame, # as of `known_boxes`
     chosen: pd.DataFrame, # as of `choose_examples`
@@ -139,8 +139,8 @@ def plot_examples(
     "One row an image: with the box, then with the map of each arm, the maximum as a cross."
     arms = list(dict.fromkeys(arm for example in examples for arm in example.maps))
     shape = (len(examples), 1 + len(arms))
-    figure, axes = plt.subplots(*shape, figsize=(2.1 * shape[1], 2.15 * shape[0] + .3), squeeze=False,
-                                layout="constrained")
+    figure, axes = plt.subplots(*shape, figsize=(2.1 * shape[1], 2.15 * shape[0] + .3), dpi=70,
+                                squeeze=False, layout="constrained")
     for row, example in zip(axes, examples):
         row[0].set_ylabel(example.finding.replace("_", " "), fontsize=12)
         for ax, arm in zip(row, [None, *arms]):
