@@ -146,7 +146,7 @@ def in_boxes(
     return np.array([bool(((p >= b[:, :2]) & (p <= b[:, 2:])).all(1).any()) for p, b in zip(points, boxes)],
                     bool)
 
-
+# %% ../../nbs/72_study.localisation.ipynb #3bbd2727
 def score_maps(
     maps: Tensor, # (N, h, w) of one finding
     input_to_image: Tensor, # (N, 2, 3) normalised
@@ -210,7 +210,7 @@ class Inputs(NamedTuple):
     table: pd.DataFrame # N rows with image and patient
     input_to_image: Tensor # (N, 2, 3) normalised; in `end_to_end` not used
 
-
+# %% ../../nbs/72_study.localisation.ipynb #cd62d49e
 def new_phantoms(
     folder: Path, # of the run
     params: LocalisationParams,
@@ -234,7 +234,7 @@ def phantom_inputs(
     cache = build_arm_cache(new)
     return Inputs(cache.images, cache.dataset.table, arm_affines(new, cache)[0])
 
-
+# %% ../../nbs/72_study.localisation.ipynb #6a34521c
 def radiograph_inputs(
     folder: Path, params: LocalisationParams, # as for `new_phantoms`
 ) -> Inputs:
@@ -321,7 +321,7 @@ def pair_maps(
     order = np.argsort(np.concatenate(numbers))
     return torch.cat(maps)[order].contiguous(), torch.cat(affines)[order]
 
-
+# %% ../../nbs/72_study.localisation.ipynb #89cccb65
 def score_pairs(
     module: ClassifierTraining, inputs: Inputs, pairs: pd.DataFrame, layer: str, # as for `pair_maps`
 ) -> pd.DataFrame: # image, patient, finding, and the columns of `score_maps`
@@ -361,7 +361,7 @@ def trained_runs(
     runs = [(arm, path.parent, ClassifyParams.from_yaml(path.parent / "params.yaml")) for arm, path in files]
     return [Trained(arm or p.arm, p.seed, folder) for arm, folder, p in runs]
 
-
+# %% ../../nbs/72_study.localisation.ipynb #bf76b9d6
 def known_boxes(
     run: Run, # of this notebook; keeps the boxes of phantoms
     runs: list[Trained],
@@ -377,7 +377,7 @@ def known_boxes(
     if not (run.path / f"{name}.csv").exists(): run.write_table(name, phantom_boxes(datasets[0]))
     return run.read_table(name)
 
-
+# %% ../../nbs/72_study.localisation.ipynb #acb7a852
 def score_key(
     trained: Trained,
     params: LocalisationParams,
@@ -413,7 +413,7 @@ class Looked(NamedTuple):
     seeds: list[int] # S seeds, common to all arms
     values: dict[str, dict[str, np.ndarray]] # measure -> arm -> (S, M); the comparator first
 
-
+# %% ../../nbs/72_study.localisation.ipynb #d5e3c18b
 def bring_together(
     tables: list[tuple[str, int, pd.DataFrame]], # arm, seed and table of each run, as of `run_scores`
     comparator: Optional[str] = None, # None: "standard" if there is one, else the first
@@ -454,7 +454,7 @@ def finding_means(
     single[rows] = spread.single
     return values.mean(1), Scatter(spread.sums, spread.expected, single)
 
-
+# %% ../../nbs/72_study.localisation.ipynb #0acb1fc1
 def compare_looks(
     looked: Looked,
     measure: str, # of MEASURES
@@ -489,7 +489,7 @@ def compare_looks(
     front = ["measure", "comparator", "arm"]
     return table[[*front, *(name for name in table if name not in [*front, "note"]), "note"]]
 
-
+# %% ../../nbs/72_study.localisation.ipynb #4b96e8ae
 def localisation_table(
     looked: Looked,
     level: float = .95, least: int = 2, # as for `compare_looks`

@@ -69,7 +69,7 @@ def printed_looks(
         "p": p_text(r.p), "p (Holm)": "" if np.isnan(r.p_holm) else p_text(r.p_holm)}
         for r in mine.itertuples()])
 
-
+# %% ../../nbs/73_study.localisation_figures.ipynb #c9dd8b9b
 def look_verdict(
     table: pd.DataFrame, # as of `localisation_table`
     arm: str, # which arm
@@ -109,7 +109,7 @@ def choose_examples(
             left = left[left["image"] != mine["image"].iloc[0]]
     return pairs.loc[rows]
 
-
+# %% ../../nbs/73_study.localisation_figures.ipynb #7a0e5007
 def example_maps(
     runs: list[Trained], # of one seed, the comparator first
     params: LocalisationParams,
