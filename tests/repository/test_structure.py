@@ -73,7 +73,8 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   experiments="study.report.ExperimentsParams", experts="study.experts.ExpertParams",
                   readers="study.readers.ReadersParams",
                   positioning="study.interaction.PositioningParams",
-                  prepare="study.full_run.FullRunParams")
+                  prepare="study.full_run.FullRunParams",
+                  localisation="study.localisation.LocalisationParams")
 # a tiny example of a table of runs, or other tables than those of the class
 DEMONSTRATIONS = {"real": "study.report.ExperimentsParams", "sweep": "study.sweep.SweepParams",
                   "ablate": "evaluation.ablation.AblateParams"}
