@@ -305,7 +305,7 @@ def pair_maps(
     maker, images_of, rows = grad_cam(network, layer), *np.unique(pairs["row"], return_inverse=True)
     findings = torch.tensor(pairs["finding"].map(list(FINDINGS).index).to_list())
     for start in range(0, len(images_of), batch_size):
-        part, own = images_of[start:start + batch_size], np.flatnonzero(rows // batch_size * batch_size == start)
+        part, own = images_of[start:start + batch_size], np.flatnonzero((rows - start) // batch_size == 0)
         images = torch.from_numpy(np.array(inputs.images[part]))[:, None].float() / 255
         with torch.no_grad():
             input_to_image = module.locate(images, inputs.input_to_image[part])
