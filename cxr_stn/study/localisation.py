@@ -305,8 +305,7 @@ def pair_maps(
     maker, images_of, rows = grad_cam(network, layer), *np.unique(pairs["row"], return_inverse=True)
     findings = torch.tensor(pairs["finding"].map(list(FINDINGS).index).to_list())
     for start in range(0, len(images_of), batch_size):
-        part = images_of[start:start + batch_size]
-        own = np.flatnonzero(rows // batch_size == start // batch_size)
+        part, own = images_of[start:start + batch_size], np.flatnonzero((rows - start) // batch_size == 0)
         images = torch.from_numpy(np.array(inputs.images[part]))[:, None].float() / 255
         with torch.no_grad():
             input_to_image = module.locate(images, inputs.input_to_image[part])
@@ -315,8 +314,7 @@ def pair_maps(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the image itself needs no gradient
             maps.append(maker.compute_map(shown, class_idx=0)[:, 0].detach())
-        affines.append(input_to_image[network.images])
-        numbers.append(own)
+        affines.append(input_to_image[network.images]); numbers.append(own)
     network.hook.remove()
     order = np.argsort(np.concatenate(numbers))
     return torch.cat(maps)[order].contiguous(), torch.cat(affines)[order]
