@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PAIR', 'ESTIMATES', 'SUMS', 'AGE_BANDS', 'influence', 'Scatter', 'scatter', 'load_special', 'p_value', 'interval',
            'share_interval', 'patient_codes', 'paired_test', 'weighted_mean', 'usable_folds', 'finding_scatter',
-           'check_arms', 'finding_names', 'count_labels', 'holm', 'check_folds', 'compare_arms', 'weigh_arms',
-           'weighted_auroc', 'bootstrap_aurocs', 'subgroups', 'compare_subgroups', 'detectable_difference']
+           'check_arms', 'finding_names', 'count_labels', 'estimate_row', 'holm', 'check_folds', 'compare_arms',
+           'weigh_arms', 'weighted_auroc', 'bootstrap_aurocs', 'subgroups', 'compare_subgroups',
+           'detectable_difference']
 
 # %% ../../nbs/60_study.auroc.ipynb #ada2c16e
 from collections.abc import Sequence
@@ -307,8 +308,12 @@ ESTIMATES = ["auroc_a", "a_low", "a_high", "auroc_b", "b_low", "b_high", "differ
              "se_patients", "se_seeds", "df"]
 
 
-def _row(area: np.ndarray, spread: Scatter, level: float) -> dict[str, float]:
-    "One row of estimates, as named in ESTIMATES."
+def estimate_row(
+    area: np.ndarray, # (2 * S,) of two arms, as of `finding_scatter`
+    spread: Scatter, # of both arms and their difference
+    level: float, # of confidence
+) -> dict[str, float]: # as named in ESTIMATES
+    "One row of estimates."
     value, patients, seeds, df = _estimates(area, spread)
     variance = patients + np.nan_to_num(seeds)
     (a_low, b_low, _), (a_high, b_high, _) = share_interval(value, variance, df, level)
@@ -382,7 +387,7 @@ def compare_arms(
     """
     first, second, y = check_arms(a, b, labels)
     counts, results = _all_findings(np.stack([first, second]), y, patients, names, folds, least)
-    rows = [_row(*r, level) if r else {} for r in results]
+    rows = [estimate_row(*r, level) if r else {} for r in results]
     table = pd.concat([counts, pd.DataFrame(rows, columns=ESTIMATES)], axis=1)
     table.insert(list(table).index("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
     return table[[c for c in table if c != "note"] + ["note"]]

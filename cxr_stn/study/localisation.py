@@ -35,7 +35,7 @@ from ..trainer import read_checkpoint
 from ..classifier.arms import arm_affines, build_arm_cache, load_labelled_dataset, read_affines
 from ..classifier.model import end_to_end_network
 from ..classifier.training import ClassifierTraining, ClassifyParams, fit_classifier
-from .auroc import _row, ESTIMATES, holm, patient_codes, Scatter, scatter, weighted_mean
+from .auroc import ESTIMATES, estimate_row, holm, patient_codes, Scatter, scatter, weighted_mean
 from .comparison import CompareParams, named_runs
 
 # %% ../../nbs/72_study.localisation.ipynb #7f1872e4
@@ -479,7 +479,7 @@ def compare_looks(
                  area=np.mean([c["area"] for c in counts if not c["note"]] or [np.nan]),
                  note=f"mean of {len(used)} of {len(counts)} findings")
     results = [weighted_mean(used) if used else None, *results]
-    rows: list[dict] = [_row(*result, level) if result else {} for result in results]
+    rows: list[dict] = [estimate_row(*result, level) if result else {} for result in results]
     table = pd.concat([pd.DataFrame([whole, *counts]), pd.DataFrame(rows, columns=ESTIMATES)], axis=1)
     table = table.rename(columns=dict(auroc_a="a", auroc_b="b"))
     table.insert(list(table).index("p") + 1, "p_holm", np.append(np.nan, holm(table["p"][1:])))
