@@ -308,19 +308,15 @@ ESTIMATES = ["auroc_a", "a_low", "a_high", "auroc_b", "b_low", "b_high", "differ
              "se_patients", "se_seeds", "df"]
 
 
-def estimate_row(
-    area: np.ndarray, # (2 * S,) of two arms, as of `finding_scatter`
-    spread: Scatter, # of both arms and their difference
-    level: float, # of confidence
-) -> dict[str, float]: # as named in ESTIMATES
-    "One row of estimates."
+def estimate_row(area: np.ndarray, spread: Scatter, level: float) -> dict[str, float]:
+    "ESTIMATES from AUROCs (2 * S,) of two arms and the scatter of both and of their difference."
     value, patients, seeds, df = _estimates(area, spread)
     variance = patients + np.nan_to_num(seeds)
     (a_low, b_low, _), (a_high, b_high, _) = share_interval(value, variance, df, level)
     low, high = interval(value[2], variance[2], df[2], level)
-    p = p_value(value[2], variance[2], df[2])
     return dict(zip(ESTIMATES, [value[0], a_low, a_high, value[1], b_low, b_high, value[2], float(low),
-                                float(high), float(p), patients[2]**.5, seeds[2]**.5, df[2]]))
+                                float(high), float(p_value(value[2], variance[2], df[2])),
+                                patients[2]**.5, seeds[2]**.5, df[2]]))
 
 # %% ../../nbs/60_study.auroc.ipynb #17d65734
 def holm(
@@ -527,8 +523,7 @@ def compare_subgroups(
 def detectable_difference(
     se: float,          # standard error of a difference
     df: float,          # its degrees of freedom
-    level: float = .95, # 1 - error rate of the test
-    power: float = .8,
+    level: float = .95, power: float = .8, # 1 - error rate of the test; how often it finds the difference
 ) -> float:
     "The smallest true difference that a study with this standard error finds with this power."
     quantile = load_special().stdtrit

@@ -7,8 +7,7 @@ __all__ = ['BOX', 'DEMONSTRATION', 'MEASURES', 'load_grad_cam', 'grad_cam', 'map
            'phantom_boxes', 'radiograph_boxes', 'box_mask', 'in_boxes', 'score_maps', 'LocalisationParams',
            'open_classifier', 'Inputs', 'new_phantoms', 'phantom_inputs', 'radiograph_inputs', 'run_inputs',
            'PairClassifier', 'box_pairs', 'pair_maps', 'score_pairs', 'Trained', 'trained_runs', 'known_boxes',
-           'score_key', 'run_scores', 'Looked', 'bring_together', 'finding_means', 'compare_looks',
-           'localisation_table']
+           'score_key', 'run_scores', 'Looked', 'bring_together', 'finding_means', 'compare_hits', 'localisation_table']
 
 # %% ../../nbs/72_study.localisation.ipynb #a2f851d8
 import hashlib
@@ -453,7 +452,7 @@ def finding_means(
     return values.mean(1), Scatter(spread.sums, spread.expected, single)
 
 # %% ../../nbs/72_study.localisation.ipynb #0acb1fc1
-def compare_looks(
+def compare_hits(
     looked: Looked,
     measure: str, # of MEASURES
     arm: str, # that is held against the comparator
@@ -490,9 +489,9 @@ def compare_looks(
 # %% ../../nbs/72_study.localisation.ipynb #4b96e8ae
 def localisation_table(
     looked: Looked,
-    level: float = .95, least: int = 2, # as for `compare_looks`
-) -> pd.DataFrame: # measure, comparator, arm, and the columns of `compare_looks`
+    level: float = .95, least: int = 2, # as for `compare_hits`
+) -> pd.DataFrame: # measure, comparator, arm, and the columns of `compare_hits`
     "All measures, all arms against the comparator."
     others = list(looked.values["hit"])[1:]
-    parts = [compare_looks(looked, measure, arm, level, least) for measure in MEASURES for arm in others]
+    parts = [compare_hits(looked, measure, arm, level, least) for measure in MEASURES for arm in others]
     return pd.concat(parts, ignore_index=True)

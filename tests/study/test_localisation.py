@@ -11,7 +11,7 @@ from cxr_stn.classifier.training import ClassifierTraining, ClassifyParams
 from cxr_stn.phantom.dataset import Phantom
 from cxr_stn.runs import Run, atomic_write
 from cxr_stn.stn import mirror_frame, pose_to_affine
-from cxr_stn.study.localisation import (bring_together, compare_looks, grad_cam, Inputs, known_boxes,
+from cxr_stn.study.localisation import (bring_together, compare_hits, grad_cam, Inputs, known_boxes,
                                         LocalisationParams, localisation_table, map_maxima, maps_on_image,
                                         pair_maps, points_on_image, run_inputs, run_scores, score_maps,
                                         trained_runs)
@@ -85,7 +85,7 @@ def test_intervals_agree_with_a_bootstrap_of_patients():
     ease = [rng.normal(size=images["patient"].max() + 1) for _ in range(2)]
     looked = bring_together([("standard", 0, hits(0, 1, pairs, ease[0])),
                              ("aligned", 0, hits(.2, 2, pairs, .7 * ease[0] + .7 * ease[1]))])
-    formula = compare_looks(looked, "hit", "aligned").set_index("finding")["se_patients"]
+    formula = compare_hits(looked, "hit", "aligned").set_index("finding")["se_patients"]
     difference = looked.values["hit"]["aligned"][0] - looked.values["hit"]["standard"][0]
     codes, of = looked.pairs["patient"].to_numpy(), looked.pairs["finding"].to_numpy()
     count = codes.max() + 1
@@ -94,7 +94,7 @@ def test_intervals_agree_with_a_bootstrap_of_patients():
     means["mean of findings"] = np.mean([means[f] for f in findings], 0)
     for name, resampled in means.items(): assert abs(resampled.std() / formula[name] - 1) < .12, name
     naive = looked.pairs.assign(patient=np.arange(len(looked.pairs)))
-    alone = compare_looks(looked._replace(pairs=naive), "hit", "aligned")["se_patients"][0]
+    alone = compare_hits(looked._replace(pairs=naive), "hit", "aligned")["se_patients"][0]
     assert alone < .9 * formula["mean of findings"], "who takes images for patients is too sure"
 
 
