@@ -28,7 +28,7 @@ results/real/readers/readers.csv: nbs/readers.ipynb | $(READY)
 	  -p expert_dir $(CXR_STN_DATA)/nih14-expert-labels -p data_dir $(CXR_STN_DATA)/nih14-sample
 	@cp runs/real/readers/{readers.csv,reports.csv,readers.png} $(@D)/
 
-MOVED := curve.csv interaction.csv interaction_findings.csv displacement.csv verdict.md curve.png moved.png
+MOVED := curve.csv interaction.csv interaction_findings.csv displacement.csv verdict.md curve.png
 results/real/%/curve.csv: $(REAL)/%.yaml runs/classify/cross_validation.ipynb $$(if $$(filter %controls,$$*),runs/classify/cross_validation_controls.ipynb runs/classify/cross_validation_moved.ipynb)
 	@mkdir -p runs/real $(@D)
 	$(BIN)/papermill nbs/positioning.ipynb runs/real/$*.ipynb -f $< --no-progress-bar
