@@ -88,7 +88,8 @@ def images(tmp_path_factory):
 def repository(folder):
     "A folder that is this repository but for what runs write"
     (folder / "results").mkdir(parents=True)
-    for name in ("Makefile", "settings.ini", "nbs", "cxr_stn", "results/results.mk", "results/nih.mk"):
+    parts = [str(path.relative_to(ROOT)) for path in (ROOT / "results").glob("*.mk")] # of the Makefile
+    for name in ("Makefile", "settings.ini", "nbs", "cxr_stn", *parts):
         (folder / name).symlink_to(ROOT / name)
     return folder
 
