@@ -9,7 +9,7 @@ __all__ = ['FILES', 'PARTS', 'combine', 'read_expert_labels', 'relabel', 'expert
 # %% ../../nbs/68_study.experts.ipynb #43ff18c2
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import numpy as np
 import pandas as pd
@@ -109,6 +109,9 @@ class ExpertParams(Params):
         None, description="the arm to compare with; None: 'standard' if there is one, else the first")
     expert_dir: Optional[str] = Field(
         None, description="folder with all_findings/ and four_findings/ in it; None: simulated radiologists")
+    labels: list[Literal["expert_all", "expert_four"]] = Field(
+        ["expert_all", "expert_four"], min_length=1,
+        description="which of them, each beside the labels from reports of the same images")
     out_dir: str = Field("runs/experts", description="where tables go")
     level: float = Field(.95, gt=.5, lt=1, description="of confidence; the test errs in 1 - level")
     seed: int = Field(0, ge=0, description="of simulated arms and radiologists")
@@ -121,10 +124,12 @@ def load_expert_studies(
     shared = dict(experiment=params.experiment, comparator=params.comparator, seed=params.seed)
     study = load_study(CompareParams(**shared))
     if params.expert_dir is None:
-        return expert_studies(replace(study, data=SIMULATED), simulated_experts(study, params.seed))
+        made, study = simulated_experts(study, params.seed), replace(study, data=SIMULATED)
+        return expert_studies(study, {source: made[source] for source in params.labels})
     folder = input_path(params.expert_dir)
-    there = [source for source, file in FILES.items() if (folder / file).is_file()]
-    if not there: raise FileNotFoundError(f"{folder}: neither {' nor '.join(map(str, FILES.values()))}")
+    there = [source for source in params.labels if (folder / FILES[source]).is_file()]
+    if not there:
+        raise FileNotFoundError(f"{folder}: no {' and no '.join(str(FILES[name]) for name in params.labels)}")
     return expert_studies(study, {source: read_expert_labels(folder, source) for source in there})
 
 
