@@ -27,7 +27,7 @@ from ..phantom.dataset import Phantom, PhantomDataset
 from ..classifier.arms import load_labelled_dataset
 from ..classifier.predictions import PredictionError, read_predictions
 from .auroc import weigh_arms
-from .comparison import arm_patterns, FILE, find_runs, make_study, Study
+from .comparison import arm_patterns, find_runs, make_study, Study
 from .figures import arm_style
 from .positioning import move_run, open_run
 from .report import number, outcome, p_text, ranged
@@ -137,7 +137,7 @@ def load_moved(
     p = params
     if p.arms is None: return join_moved(simulate_moved(p.strengths, p.seed), p.comparator)
     found = [(arm, open_run(path)) for arm, pattern in arm_patterns(p.arms).items()
-             for path in find_runs(pattern) if path.name == FILE] # and not the notebooks beside the runs
+             for path in find_runs(pattern)]
     try:
         _same_seeds([(arm, run.metadata["seed"]) for arm, run in found])
         join_moved([(arm, 0, run.path, run.table, run.metadata) for arm, run in found], p.comparator)
@@ -155,8 +155,7 @@ def example_images(
     "Test images of the first run that the parameters name, evenly spaced; phantoms if they name none."
     if params.arms is None: return PhantomDataset(Phantom(n_images=count, seed=params.seed, size=256))
     pattern = next(iter(arm_patterns(params.arms).values()))
-    first = [path for path in find_runs(pattern) if path.name == FILE][0]
-    dataset = load_labelled_dataset(open_run(first).params).select("test")
+    dataset = load_labelled_dataset(open_run(find_runs(pattern)[0]).params).select("test")
     return dataset.select(evenly_spaced(len(dataset), count))
 
 # %% ../../nbs/74_study.interaction.ipynb #8b012c74

@@ -30,12 +30,12 @@ from ..runs import Run
 from ..stn import warp, warp_antialiased
 from ..data.chestxray14 import BOX_SIDE, FINDINGS, read_boxes
 from ..data.datasets import digest, ImageDataset
-from ..trainer import read_checkpoint
 from ..classifier.arms import arm_affines, build_arm_cache, load_labelled_dataset, read_affines
-from ..classifier.model import end_to_end_network
 from ..classifier.training import ClassifierTraining, ClassifyParams, fit_classifier
-from .auroc import ESTIMATES, estimate_row, holm, patient_codes, Scatter, scatter, weighted_mean
+from .auroc import (ESTIMATES, estimate_row, holm, PAIR, patient_codes, Scatter, scatter,
+                                 weighted_mean)
 from .comparison import CompareParams, named_runs
+from .positioning import load_classifier
 
 # %% ../../nbs/72_study.localisation.ipynb #7f1872e4
 def load_grad_cam() -> type: # `monai.visualize.GradCAM`
@@ -196,11 +196,9 @@ def open_classifier(
 ) -> ClassifierTraining: # its best network, in evaluation mode
     "A trained classifier; FileNotFoundError if the run is not finished, CheckpointError if it is damaged."
     params = ClassifyParams.from_yaml(input_path(folder / "params.yaml"))
-    stn, _ = end_to_end_network(params, load_labelled_dataset(params) if params.arm == "end_to_end" else None)
-    module = ClassifierTraining(params.model_dump(), [.5] * len(FINDINGS), stn)
-    best = read_checkpoint(input_path(folder / "checkpoints" / "best.ckpt"), module)
-    module.load_state_dict(best["state_dict"])
-    return module.eval()
+    input_path(folder / "checkpoints" / "best.ckpt") # before any image is read
+    dataset = load_labelled_dataset(params) if params.arm == "end_to_end" else None
+    return load_classifier(folder, params, dataset)
 
 
 class Inputs(NamedTuple):
@@ -445,9 +443,9 @@ def finding_means(
 ) -> tuple[np.ndarray, Scatter]: # means (2S,); K = 3: of a, b, b - a
     "Means over the images of one finding, and what their variances need."
     seeds, h = len(values) // 2, (values - values.mean(1, keepdims=True)).T / values.shape[1]
-    mean_a, mean_b = h[:, :seeds].mean(1), h[:, seeds:].mean(1)
-    spread = scatter(np.stack([mean_a, mean_b, mean_b - mean_a], 1), np.ones(len(h), bool), codes, count)
-    single = np.zeros((total, 3))
+    means = np.stack([h[:, :seeds].mean(1), h[:, seeds:].mean(1)], 1)
+    spread = scatter(means @ PAIR.T, np.ones(len(h), bool), codes, count)
+    single = np.zeros((total, len(PAIR)))
     single[rows] = spread.single
     return values.mean(1), Scatter(spread.sums, spread.expected, single)
 

@@ -155,13 +155,14 @@ def open_run(
 
 # %% ../../nbs/71_study.positioning.ipynb #b6078a62
 def load_classifier(
-    run: FinishedRun,
-    cache: ImageCache, # of the run
+    folder: Path, # of a finished run
+    params: ClassifyParams, # of the run
+    dataset: ImageDataset | None = None, # of the run; needed in end_to_end alone
 ) -> ClassifierTraining: # in evaluation mode
     "The network of a run with the weights of its best epoch; CheckpointError for a damaged file."
-    stn = end_to_end_network(run.params, cache.dataset)[0]
-    module = ClassifierTraining(run.params.model_dump(), [.5] * len(FINDINGS), stn)
-    best = read_checkpoint(run.folder / "checkpoints" / "best.ckpt", module)
+    stn = end_to_end_network(params, dataset)[0]
+    module = ClassifierTraining(params.model_dump(), [.5] * len(FINDINGS), stn)
+    best = read_checkpoint(folder / "checkpoints" / "best.ckpt", module)
     module.load_state_dict(best["state_dict"])
     return module.eval()
 
@@ -314,7 +315,7 @@ def move_run(
     if not missing: return paths
     print(f"{folder.name}: {run.folder.name}, strength {', '.join(f'{s:g}' for s in missing)}", flush=True)
     cache = run_cache(run)
-    module = load_classifier(run, cache)
+    module = load_classifier(run.folder, run.params, cache.dataset)
     check_network(run, module, cache)
     for s in missing: write_moved(paths[s], run, *read_moved(run, module, cache, s), wanted[s])
     return paths

@@ -48,7 +48,7 @@ def test_images_that_are_not_moved_give_the_predictions_of_the_run(experiment, a
     run = runs(experiment, arm)
     cache = run_cache(run)
     monkeypatch.setattr(positioning, "SPREAD", dict.fromkeys(positioning.SPREAD, 0.0))
-    probs, affines = read_moved(run, load_classifier(run, cache), cache, 1.0)
+    probs, affines = read_moved(run, load_classifier(run.folder, run.params, cache.dataset), cache, 1.0)
     np.testing.assert_allclose(probs, run.table[PROBS].to_numpy(), atol=1e-5)
     np.testing.assert_allclose(affines, positioning.recorded_affines(run), atol=1e-5)
     recorded, _ = read_moved(run, None, cache, 0)
