@@ -29,10 +29,22 @@ results/real/readers/readers.csv: nbs/readers.ipynb | $(READY)
 	@cp runs/real/readers/{readers.csv,reports.csv,readers.png} $(@D)/
 
 MOVED := curve.csv interaction.csv interaction_findings.csv displacement.csv verdict.md curve.png
-results/real/%/curve.csv: $(REAL)/%.yaml runs/classify/cross_validation.ipynb $$(if $$(filter %controls,$$*),runs/classify/cross_validation_controls.ipynb runs/classify/cross_validation_moved.ipynb)
+results/real/%/curve.csv: $(REAL)/%.yaml runs/classify/cross_validation.ipynb $$(if $$(findstring controls,$$*),runs/classify/cross_validation_controls.ipynb runs/classify/cross_validation_moved.ipynb)
 	@mkdir -p runs/real $(@D)
 	$(BIN)/papermill nbs/positioning.ipynb runs/real/$*.ipynb -f $< --no-progress-bar
 	@cp $(MOVED:%=runs/real/$*/%) $(@D)/
+
+# where the networks look: those of the positive control on phantoms, those of the folds on radiographs with boxes
+results/real/localisation/localisation.csv: $(SETS)/localisation.yaml runs/classify/positive.ipynb
+	$(call look,localisation_positive,localisation.csv verdict.md hits.png)
+results/real/localisation_boxes/localisation.csv: $(REAL)/localisation.yaml runs/classify/cross_validation.ipynb
+	$(NEEDS_DATA)
+	$(call look,real/localisation_boxes,localisation.csv examples.png,$(BOTH) -p boxes "$(CXR_STN_DATA)/nih14-sample/BBox_List_2017.csv")
+define look
+	@mkdir -p runs/real $(@D)
+	$(BIN)/papermill nbs/localisation.ipynb runs/real/$(notdir $(@D)).ipynb -f $< $(3) --no-progress-bar
+	@cp $(addprefix runs/$(1)/,$(2)) $(@D)/
+endef
 
 results/real/aligners/masks.csv: $(REAL)/evaluate_aligners.yaml $(ALIGNERS)
 	@mkdir -p $(@D)
@@ -40,7 +52,7 @@ results/real/aligners/masks.csv: $(REAL)/evaluate_aligners.yaml $(ALIGNERS)
 	@cp runs/real/aligners/masks.csv $(@D)/
 
 real: export OMP_NUM_THREADS := 1
-real: $(COMPARED:%=results/real/%/classes.csv) results/real/readers/readers.csv results/real/aligners/masks.csv results/real/positioning/curve.csv results/real/positioning_controls/curve.csv ## the classifier on 1,397 real images, into results/real/ (6 hours; -j2: half)
+real: $(COMPARED:%=results/real/%/classes.csv) $(addprefix results/real/,readers/readers.csv aligners/masks.csv positioning/curve.csv positioning_controls/curve.csv localisation/localisation.csv localisation_boxes/localisation.csv) ## the classifier on 1,397 real images, into results/real/ (16 hours; -j2: half)
 	$(BIN)/papermill nbs/real.ipynb runs/real/real.ipynb -p out_dir runs/real/tables --no-progress-bar
 	@cp runs/real/tables/{primary.csv,primary.md,primary.png} results/real/
 	@cd runs/classify && sha256sum $(patsubst $(REAL)/experiments/%.yaml,%/*/predictions.parquet,$(wildcard $(REAL)/experiments/*.yaml)) > ../../results/real/predictions.sha256

@@ -249,11 +249,12 @@ def save_figure(
     figure: Figure,
     folder: str | os.PathLike, # where to
     name: str, # without ending
+    dpi: int = 200, # of the PNG; radiographs, whose pixels compress badly, want fewer
 ) -> list[Path]: # paths of the PNG and of the SVG file
     "Save a figure as PNG and SVG, the same bytes for the same figure."
     paths = [Path(folder) / f"{name}.{ending}" for ending in ("png", "svg")]
     for path in paths:
         with atomic_path(path) as part, plt.rc_context({"svg.hashsalt": name}):
-            figure.savefig(part, format=path.suffix[1:], dpi=200, bbox_inches="tight",
+            figure.savefig(part, format=path.suffix[1:], dpi=dpi, bbox_inches="tight",
                            metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return paths
