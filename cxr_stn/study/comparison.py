@@ -10,6 +10,7 @@ __all__ = ['POSITIVE', 'FILE', 'CompareParams', 'arm_patterns', 'find_runs', 'St
 # %% ../../nbs/63_study.comparison.ipynb #5838a82f
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,16 @@ def _by_seed(runs: list[tuple]) -> dict[str, dict]: # arm -> seed -> (table, pat
         seeds[metadata["seed"]] = table, path
     return arms
 
+
+def _common_seeds(arms: dict[str, dict]) -> list[int]: # seeds that all arms have
+    "Arms are paired by seed: a seed that one arm lacks is left out with a warning; PredictionError without any."
+    seeds = set.intersection(*map(set, arms.values()))
+    listed = "; ".join(f"{arm}: {', '.join(map(str, sorted(s)))}" for arm, s in arms.items())
+    if not seeds: raise PredictionError(f"no seed that all arms have: {listed}")
+    if any(seeds != set(s) for s in arms.values()):
+        warnings.warn(f"only seeds that all arms have are compared; there are {listed}", stacklevel=3)
+    return sorted(seeds)
+
 # %% ../../nbs/63_study.comparison.ipynb #f2d0446e
 def join_folds(
     runs: list[tuple], # (arm, path, table, metadata) of each run, as read
@@ -196,9 +207,7 @@ def make_study(
     if comparator not in arms: raise PredictionError(f"no arm {comparator!r}; there are {', '.join(arms)}")
     if len(said := {metadata["data"] for *_, metadata in runs}) > 1:
         raise PredictionError(f"runs on different data cannot be compared: {', '.join(sorted(said))}")
-    seeds = sorted(set.intersection(*(set(s) for s in arms.values())))
-    if not seeds: raise PredictionError("no seed that all arms have: " + "; ".join(
-        f"{arm}: {', '.join(map(str, sorted(s)))}" for arm, s in arms.items()))
+    seeds = _common_seeds(arms)
     order = [comparator, *(arm for arm in arms if arm != comparator)]
     tables = {split: {arm: [(_split(table, split), path) for table, path in map(arms[arm].get, seeds)]
                       for arm in order} for split in ("test", "valid")}
