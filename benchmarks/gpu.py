@@ -41,8 +41,8 @@ LOSSES, GRADIENT, CORNERS = 1e-4, 1e-2, 0.5
 EVERY_LOSS = dict(aligner=dict(pixel_weight=1.0, perceptual_weight=1.0, anchor_weight=1.0), classifier={})
 VARIANTS = {"": {}, ", bf16-mixed": dict(precision="bf16-mixed"), ", compiled": dict(compile=True)}
 NO_GPU = (f"gpu-check did not run: it looked for a CUDA device, and torch {torch.__version__} found none; it "
-          "needs an NVIDIA GPU with its driver, a torch built for CUDA (pip install torch) and, for the released "
-          "aligner, onnxruntime-gpu in place of onnxruntime.")
+          "needs an NVIDIA GPU with its driver, a torch built for CUDA (pip install torch) and, for the "
+          "released aligner, onnxruntime-gpu in place of onnxruntime.")
 NOTES = ("Checks in float32 without TF32; measures with torch's defaults. The first third of the steps of a "
          "round is not counted. A training whose images / s come near those of the input pipeline waits for "
          "it. Peak memory: what torch's allocator gave out beyond what it held; ONNX Runtime has its own.")
