@@ -29,7 +29,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test test-slow check study notebooks readme export docs clean
+.PHONY: help install test test-slow check gpu-check study notebooks readme export docs clean
 # the texts behind the targets, then the lines above
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2} \
@@ -53,6 +53,8 @@ check: $(READY) ## whether cxr_stn/, nbs/ and README.md are in sync; ruff and my
 	@echo "== ruff and mypy"
 	@$(BIN)/ruff check --quiet --no-cache
 	@$(BIN)/mypy --no-error-summary
+gpu-check: $(READY) ## whether a GPU agrees with the CPU, waits, rates and memory, into results/benchmarks/gpu.md (minutes, on a machine with a GPU)
+	@$(BIN)/python benchmarks/gpu.py
 
 # --- study: each step is a notebook, executed under another name and renamed when it is whole -------------------
 # notebook, its parameters: executes nbs/NOTEBOOK.ipynb into the target of the rule

@@ -18,6 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -42,26 +43,37 @@ class Clock(pl.Callback):
         self.logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
 
 
-def lightning_steps(make, data, params, steps, folder, clock):
-    "Seconds of each step of our loop, and the logged means."
-    module, watch = make(), Clock(clock)
-    trainer = bare_trainer(params, folder, [EpochLog(folder / "log.csv"), watch])
+def fit_steps(make, data, params, steps, folder, callback):
+    "Some steps of our loop, watched by a callback."
+    module = make()
+    trainer = bare_trainer(params, folder, [EpochLog(folder / "log.csv"), callback])
     trainer.limit_train_batches, trainer.limit_val_batches = steps, 0
     trainer.fit(module, datamodule=data)
+
+
+def lightning_steps(make, data, params, steps, folder, clock):
+    "Seconds of each step of our loop, and the logged means."
+    watch = Clock(clock)
+    fit_steps(make, data, params, steps, folder, watch)
     return np.diff(watch.times), watch.logged
+
+
+def batches(data, device):
+    "The batches of a training, on a device, as Lightning gives them to its step."
+    data.trainer = None
+    for batch in data.train_dataloader():
+        yield data.transfer_batch_to_device(batch[0] if isinstance(batch, tuple) else batch, device, 0)
 
 
 def bare_steps(make, data, params, steps, clock):
     "The same without Lightning: as one would write it by hand, with the means of the losses."
     module, sums, times = make(), {}, []
-    module._trainer, data.trainer = Steps(data, steps), None
+    module._trainer = Steps(data, steps)
     module.on_train_epoch_start()
     made = module.configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     module.train()
-    batches = data.train_dataloader()
-    for number, batch in zip(range(steps), batches if isinstance(params, ClassifyParams)
-                             else (first for first, *_ in batches)):
+    for number, batch in zip(range(steps), batches(data, module.device)):
         times.append(clock())
         optimizer.zero_grad()
         losses = module.training_step(batch, number)
@@ -130,6 +142,19 @@ def kept(make):
     return again
 
 
+def prepare(images, given, folder, **more):
+    "The two trainings: name -> (parameters, data, function that makes one with other parameters)."
+    size = given.input_size
+    shared = images | dict(batch_size=given.batch_size, epochs=1, cache_dir=str(folder / "cache")) | more
+    params = TrainParams(**shared, input_size=size, frame_height=size, frame_width=size, n_phantoms=120)
+    classify = ClassifyParams(**shared, input_size=size, cache_size=size, arm="standard")
+    data, cache = AlignerData(params), build_arm_cache(classify)
+    labelled = ClassifierData(classify, cache, torch.eye(2, 3).expand(len(cache), 2, 3).contiguous())
+    prevalence = labelled.labels("train").mean(0).tolist()
+    return dict(aligner=(params, data, partial(maker, AlignerTraining, params)),
+                classifier=(classify, labelled, partial(maker, ClassifierTraining, classify, prevalence)))
+
+
 def main():
     ask = command_line(__doc__)
     for name, value in (("steps", 12), ("rounds", 3), ("input-size", 64), ("batch-size", 8)):
@@ -139,33 +164,23 @@ def main():
     folder = data_folder()
     images = dict(data="nih", data_dir=str(folder / "nih14-sample"),
                   n_images=400) if folder else dict(n_images=300)
-    size = given.input_size
-    shared = images | dict(batch_size=given.batch_size, accelerator="cpu", epochs=1)
     torch.set_num_threads(1)
     with scratch() as temporary, quiet():
-        shared["cache_dir"] = str(temporary / "cache")
-        params = TrainParams(**shared, input_size=size, frame_height=size, frame_width=size, n_phantoms=120)
-        data = AlignerData(params)
-        rows = compare("aligner", maker(AlignerTraining, params), data, params, given, temporary)
-        classify = ClassifyParams(**shared, input_size=size, cache_size=size, arm="standard")
-        cache = build_arm_cache(classify)
-        labelled = ClassifierData(classify, cache, torch.eye(2, 3).expand(len(cache), 2, 3).contiguous())
-        prevalence = labelled.labels("train").mean(0).tolist()
-        rows += compare("classifier", maker(ClassifierTraining, classify, prevalence), labelled,
-                        classify, given, temporary)
-        rows += variants("aligner", {"channels-last, no perceptual loss": maker(AlignerTraining, params),
-                                     "channels first": maker(AlignerTraining, params, channels_last=False),
-                                     "with perceptual loss":
-                                         maker(AlignerTraining, params, perceptual_weight=1.0)},
+        trainings, rows = prepare(images, given, temporary, accelerator="cpu"), []
+        for name, (params, data, make) in trainings.items():
+            rows += compare(name, make(), data, params, given, temporary)
+        params, data, make = trainings["aligner"]
+        rows += variants("aligner", {"channels-last, no perceptual loss": make(),
+                                     "channels first": make(channels_last=False),
+                                     "with perceptual loss": make(perceptual_weight=1.0)},
                          data, params, given)
         if given.compile:
-            rows += variants("aligner", {"not compiled, on the clock": kept(maker(AlignerTraining, params)),
-                                         "compiled, on the clock":
-                                             kept(maker(AlignerTraining, params, compile=True))},
+            rows += variants("aligner", {"not compiled, on the clock": kept(make()),
+                                         "compiled, on the clock": kept(make(compile=True))},
                              data, params, given, time.perf_counter)
     table = pd.DataFrame(rows, columns=["step", "ms", "ratio", "to"])
     description = (
-        f"images of {size} px of {data.cache.dataset.name}, {params.batch_size} of them and "
+        f"images of {given.input_size} px of {data.cache.dataset.name}, {params.batch_size} of them and "
         f"{2 * params.batch_size} phantoms a step "
              f"of the aligner, {params.batch_size} a step of the classifier, both {params.backbone}; "
              f"{given.rounds} rounds of {given.steps} steps, one thread")
