@@ -35,8 +35,8 @@ from cxr_stn.trainer import quiet
 from cxr_stn.aligner.networks import predict_poses
 from cxr_stn.inference import Aligner
 
-# Rounding alone (float64, or another order of the weights in memory, on a CPU) changes losses by 2e-6 of
-# themselves and a gradient by 1e-3 of its norm. ONNX Runtime may use TF32 on a GPU; corners are in pixels.
+# Another order of the weights in memory, on a CPU, changes losses by up to 2e-6 of themselves and a gradient
+# by up to 1e-3 of its norm. ONNX Runtime may use TF32 on a GPU; corners are in pixels.
 LOSSES, GRADIENT, CORNERS = 1e-4, 1e-2, 0.5
 EVERY_LOSS = dict(aligner=dict(pixel_weight=1.0, perceptual_weight=1.0, anchor_weight=1.0), classifier={})
 VARIANTS = {"": {}, ", bf16-mixed": dict(precision="bf16-mixed"), ", compiled": dict(compile=True)}

@@ -161,7 +161,7 @@ def _by_seed(runs: list[tuple]) -> dict[str, dict]: # arm -> seed -> (table, pat
 
 
 def _common_seeds(arms: dict[str, dict]) -> list[int]: # seeds that all arms have
-    "Arms are paired by seed: a seed that one arm lacks is left out with a warning; PredictionError without any."
+    "A seed that one arm lacks is left out with a warning; PredictionError if none is common to all."
     seeds = set.intersection(*map(set, arms.values()))
     listed = "; ".join(f"{arm}: {', '.join(map(str, sorted(s)))}" for arm, s in arms.items())
     if not seeds: raise PredictionError(f"no seed that all arms have: {listed}")
