@@ -27,7 +27,7 @@ from ..phantom.dataset import Phantom, PhantomDataset
 from ..classifier.arms import load_labelled_dataset
 from ..classifier.predictions import PredictionError, read_predictions
 from .auroc import weigh_arms
-from .comparison import arm_patterns, find_runs, make_study, Study
+from .comparison import arm_patterns, find_runs, list_seeds, make_study, Study
 from .figures import arm_style
 from .positioning import move_run, open_run
 from .report import number, outcome, p_text, ranged
@@ -122,8 +122,7 @@ def _same_seeds(
     seeds: dict[str, set] = {}
     for arm, seed in found: seeds.setdefault(arm, set()).add(seed)
     if len({frozenset(those) for those in seeds.values()}) > 1:
-        said = "; ".join(f"{arm}: {', '.join(map(str, sorted(those)))}" for arm, those in seeds.items())
-        raise PredictionError(f"the arms have different seeds ({said})")
+        raise PredictionError(f"the arms have different seeds ({list_seeds(seeds)})")
 
 # %% ../../nbs/74_study.interaction.ipynb #06b5d1ba
 def load_moved(
