@@ -73,6 +73,7 @@ PARAMETERS = dict(train="aligner.data.TrainParams", evaluate="evaluation.tables.
                   experiments="study.report.ExperimentsParams", experts="study.experts.ExpertParams",
                   readers="study.readers.ReadersParams",
                   positioning="study.interaction.PositioningParams",
+                  learning_curve="study.learning_curve.LearningCurveParams",
                   prepare="study.full_run.FullRunParams",
                   localisation="study.localisation.LocalisationParams")
 # a tiny example of a table of runs, or other tables than those of the class

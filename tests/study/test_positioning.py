@@ -11,7 +11,7 @@ from cxr_stn.classifier.predictions import PredictionError, read_predictions
 from cxr_stn.classifier.training import fit_classifier
 from cxr_stn.study import positioning
 from cxr_stn.study.comparison import class_table, make_study
-from cxr_stn.study.interaction import (curve_table, interaction_table, join_moved, load_moved,
+from cxr_stn.study.interaction import (curve_table, interaction_table, join_levels, load_moved,
                                        PositioningParams, simulate_moved)
 from cxr_stn.study.positioning import load_classifier, move_affine, move_run, open_run, read_moved, run_cache
 from cxr_stn.study.simulation import simulate_scores
@@ -58,7 +58,7 @@ def test_images_that_are_not_moved_give_the_predictions_of_the_run(experiment, a
 def test_all_arms_see_the_same_move_and_are_compared_within_folds(experiment, tmp_path, capsys):
     params = parameters(experiment, tmp_path)
     moved = load_moved(params)
-    assert (moved.arms, moved.strengths) == (ARMS, [0, 2]) and len(moved.study.images) == 60
+    assert (moved.arms, moved.levels) == (ARMS, [0, 2]) and len(moved.study.images) == 60
     made = {path: path.read_bytes() for path in sorted((tmp_path / "moved").glob("*/*"))}
     assert len(made) == 4 * 2 * 2 * 2  # arms, folds, strengths, and two files each
     moves = {read_predictions(path)[1]["moves"] for path in made if path.name == "0-1-2.parquet"}
@@ -156,7 +156,7 @@ def crossed_scores(gain, seed=0, n=1200):
             table = base.assign(**dict(zip(PROBS, (1 / (1 + np.exp(-scores))).T)))
             made += [(arm, strength, f"{arm} {strength} {f}", table[fold == f].reset_index(drop=True),
                       dict(arm=arm, seed=0, data="phantom", n_folds=5, fold=f)) for f in range(5)]
-    return join_moved(made)
+    return join_levels(made)
 
 
 def test_a_known_interaction_is_found_and_none_is_not():
@@ -174,7 +174,7 @@ def test_the_interval_of_an_interaction_covers_no_interaction():
 
 
 def test_a_run_of_arms_is_named_in_order():
-    moved = join_moved(simulate_moved([0, 2]), "aligned")
+    moved = join_levels(simulate_moved([0, 2]), "aligned")
     table = interaction_table(moved, "standard")
     assert moved.arms == ["aligned", "standard"] and set(table["comparator"]) == {"aligned"}
     assert table["difference"][0] < 0
