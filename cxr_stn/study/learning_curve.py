@@ -148,13 +148,14 @@ def learning_curve_verdict(
     n = row["training_patients"]
     auroc = values[values["training_patients"] == n].set_index("arm")["auroc"]
     each = ", ".join(f"{number(auroc[arm])} ({arm})" for arm in (row["comparator"], row["arm"]))
-    moves = {"improved": "grows", "worse": "shrinks"}.get(outcome(slope), "neither grows nor shrinks clearly")
-    return (f"{'SIMULATED predictions, not a result of any network. ' if simulated else ''}With {n:g} training "
-            f"patients, {row['arm']} against {row['comparator']}: **{row['outcome']}**. Macro mean AUROC "
-            f"({row['note']}) {each}; difference {ranged(row['difference'], row['low'], row['high'], 4, True)}"
-            f", p {p_text(row['p'])}, on {row['images']} images of {row['patients']} patients. With more "
-            f"patients the difference {moves}: "
-            f"{ranged(slope['slope'], slope['low'], slope['high'], 4, True)} with each doubling, p "
+    warning = "SIMULATED predictions, not a result of any network. " if simulated else ""
+    difference = ranged(row["difference"], row["low"], row["high"], 4, True)
+    moves = {"improved": "rises", "worse": "falls"}.get(outcome(slope), "neither rises nor falls clearly")
+    each_doubling = ranged(slope["slope"], slope["low"], slope["high"], 4, True)
+    return (f"{warning}With {n:g} training patients, {row['arm']} against {row['comparator']}: "
+            f"**{row['outcome']}**. Macro mean AUROC ({row['note']}) {each}; difference {difference}, p "
+            f"{p_text(row['p'])}, on {row['images']} images of {row['patients']} patients. With more "
+            f"training patients the difference {moves}: {each_doubling} with each doubling, p "
             f"{p_text(slope['p'])}.")
 
 # %% ../../nbs/76_study.learning_curve.ipynb #1082b109
