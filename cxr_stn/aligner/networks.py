@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['merge_layers', 'pyramid_levels', 'Pyramid', 'Localiser', 'NetworkOutput', 'AlignerNetwork', 'map_slopes',
            'small_inverse', 'pose_steps', 'move_frame', 'refine_pose', 'lung_overlap', 'predict_through', 'centring',
-           'PoseEstimates', 'predict_poses', 'locate', 'NetworkParams']
+           'PoseEstimates', 'put_upright', 'predict_poses', 'locate', 'NetworkParams']
 
 # %% ../../nbs/30_aligner.networks.ipynb #edf9fd6e
 from typing import Literal, NamedTuple
@@ -246,6 +246,26 @@ class PoseEstimates(NamedTuple):
     mirrored: Tensor # (B,) probability
     inverted: Tensor # (B,) probability
 
+# %% ../../nbs/30_aligner.networks.ipynb #ec260ce0
+def put_upright(
+    network: AlignerNetwork,
+    images: Tensor, # (B, 1, S, S) in [0, 1]
+    output: NetworkOutput, # of the network, for these images
+    everyone: bool, # look at all images again, not only at the rotated ones: the same answer without waiting
+) -> tuple[NetworkOutput, Tensor]: # for upright images; (B, 2, 3) upright image -> image
+    "Put images upright that are rotated by a multiple of 90 degrees, and have the network look again."
+    rot90 = output.rot90.argmax(1)
+    upright, rotated = rot90_affine(-rot90), rot90 != 0
+    if everyone:
+        again, _ = predict_through(network, images, upright)
+        return NetworkOutput(*(torch.where(rotated.view(-1, *[1] * (old.ndim - 1)), new, old)
+                               for old, new in zip(output, again))), upright
+    rows = rotated.nonzero()[:, 0]
+    if len(rows):
+        again, _ = predict_through(network, images[rows], upright[rows])
+        output = NetworkOutput(*(old.index_copy(0, rows, new) for old, new in zip(output, again)))
+    return output, upright
+
 # %% ../../nbs/30_aligner.networks.ipynb #351c9bab
 def predict_poses(
     network: AlignerNetwork,
@@ -254,13 +274,7 @@ def predict_poses(
     trust: float = 1.0, # how far the last pass's pose follows its lung map
 ) -> PoseEstimates:
     "Find the frame on images that may be rotated by any multiple of 90 degrees; gradients pass through."
-    output = network(images)
-    rot90 = output.rot90.argmax(1)
-    upright, rotated = rot90_affine(-rot90), (rot90 != 0).nonzero()[:, 0]
-    if len(rotated):
-        again, _ = predict_through(network, images[rotated], upright[rotated])
-        output = NetworkOutput(*(old.index_copy(0, rotated, new) for old, new in zip(output, again)))
-    input_to_image = upright
+    output, input_to_image = put_upright(network, images, network(images), images.device.type != "cpu")
     for _ in range(passes - 1):
         input_to_image = centring(compose(input_to_image, output.affine))
         output, _ = predict_through(network, images, input_to_image)

@@ -12,6 +12,7 @@ from cxr_stn.trainer import bare_trainer, quiet
 from cxr_stn.aligner.data import AlignerData, TrainParams
 from cxr_stn.aligner.training import AlignerTraining
 from cxr_stn.classifier.arms import build_arm_cache
+from cxr_stn.classifier.model import end_to_end_network
 from cxr_stn.classifier.training import classifier_trainer, ClassifierData, ClassifierTraining, ClassifyParams
 
 ALIGN = dict(n_images=30, n_phantoms=24, input_size=64, frame_height=60, frame_width=48, batch_size=4,
@@ -88,11 +89,13 @@ def test_no_step_of_the_aligner_needs_a_value(data, cache, monkeypatch, more):
     assert all(isinstance(value, torch.Tensor) for value in logged.values())
 
 
-@pytest.mark.parametrize("more", [{}, dict(loss="weighted"), dict(loss="focal")])
+@pytest.mark.parametrize("more", [{}, dict(loss="weighted"), dict(loss="focal"),
+                                  dict(arm="end_to_end", stn_weights="none")])
 def test_no_step_of_the_classifier_needs_a_value(images, more):
     params = images.params.model_copy(update=more)
     batch = next(iter(torch.utils.data.DataLoader(images.dataset("train"), 4)))
-    module = ClassifierTraining(params.model_dump(), images.labels("train").mean(0).tolist())
+    stn, _ = end_to_end_network(params, None)
+    module = ClassifierTraining(params.model_dump(), images.labels("train").mean(0).tolist(), stn)
     assert train_without_values(module, batch)["loss"].device.type == "meta"
 
 
