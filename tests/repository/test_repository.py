@@ -457,3 +457,25 @@ def test_the_page_on_real_images_shows_the_table_that_was_made():
 def test_every_comparison_is_published_and_every_published_one_can_be_made():
     published = {path.parent.name for path in (ROOT/"results"/"experiments").glob("*/classes.csv")}
     assert {path.stem for path in COMPARISONS} == published
+
+
+def shown(folder, monkeypatch):
+    "The tables that the cells of index.ipynb show, executed in a folder."
+    monkeypatch.chdir(folder)
+    tables, names = [], {}
+    for cell in read_cells(ROOT/"nbs"/"index.ipynb"):
+        if cell["cell_type"] != "code": continue
+        *lines, last = "".join(cell["source"]).strip().splitlines()
+        exec("\n".join(lines), names)
+        tables.append(eval(last, names).data)
+    return tables
+
+def test_the_readme_shows_the_full_run_once_it_has_been_made(tmp_path, monkeypatch):
+    shutil.copytree(ROOT/"results", tmp_path/"results", ignore=shutil.ignore_patterns("nih", "*.png"))
+    before = shown(tmp_path, monkeypatch)
+    assert all(table in (ROOT/"README.md").read_text() for table in before)
+    (tmp_path/"results"/"nih").mkdir()
+    shutil.copy(tmp_path/"results"/"experiments"/"positive"/"classes.csv", tmp_path/"results"/"nih")
+    after = shown(tmp_path, monkeypatch)
+    assert after[0] == before[0]
+    assert [line for line in after[1].splitlines() if line not in before[1]][-1].startswith("| nih ")
