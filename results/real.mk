@@ -28,16 +28,16 @@ results/real/readers/readers.csv: nbs/readers.ipynb | $(READY)
 	  -p expert_dir $(CXR_STN_DATA)/nih14-expert-labels -p data_dir $(CXR_STN_DATA)/nih14-sample
 	@cp runs/real/readers/{readers.csv,reports.csv,readers.png} $(@D)/
 
-MOVED := curve.csv interaction.csv interaction_findings.csv displacement.csv verdict.md curve.png
-results/real/%/curve.csv: $(REAL)/%.yaml runs/classify/cross_validation.ipynb $$(if $$(findstring controls,$$*),runs/classify/cross_validation_controls.ipynb runs/classify/cross_validation_moved.ipynb)
+results/real/positioning/curve.csv: $(REAL)/positioning.yaml $(addprefix runs/classify/cross_validation,.ipynb _controls.ipynb _moved.ipynb)
+	$(call read_curve,curve.csv interaction.csv interaction_findings.csv displacement.csv verdict.md curve.png)
+results/real/learning_curve/curve.csv: $(REAL)/learning_curve.yaml $(addprefix runs/classify/,$(addsuffix .ipynb,patients_125 patients_250 patients_500 cross_validation))
+	$(call read_curve,curve.csv differences.csv slope.csv curve.md verdict.md curve.png)
+# the notebook and the folder of runs are named after the target's folder; kept: $(1)
+define read_curve
 	@mkdir -p runs/real $(@D)
-	$(BIN)/papermill nbs/positioning.ipynb runs/real/$*.ipynb -f $< --no-progress-bar
-	@cp $(MOVED:%=runs/real/$*/%) $(@D)/
-
-results/real/learning_curve/curve.csv: nbs/learning_curve.ipynb $(REAL)/learning_curve.yaml $(addprefix runs/classify/,$(addsuffix .ipynb,patients_125 patients_250 patients_500 cross_validation))
-	@mkdir -p runs/real $(@D)
-	$(BIN)/papermill $< runs/real/learning_curve.ipynb -f $(REAL)/learning_curve.yaml --no-progress-bar
-	@cp $(addprefix runs/real/learning_curve/,curve.csv differences.csv slope.csv curve.md verdict.md curve.png) $(@D)/
+	$(BIN)/papermill nbs/$(notdir $(@D)).ipynb runs/real/$(notdir $(@D)).ipynb -f $< --no-progress-bar
+	@cp $(addprefix runs/real/$(notdir $(@D))/,$(1)) $(@D)/
+endef
 
 # where the networks look: those of the positive control on phantoms, those of the folds on radiographs with boxes
 results/real/localisation/localisation.csv: $(SETS)/localisation.yaml runs/classify/positive.ipynb
@@ -57,7 +57,7 @@ results/real/aligners/masks.csv: $(REAL)/evaluate_aligners.yaml $(ALIGNERS)
 	@cp runs/real/aligners/masks.csv $(@D)/
 
 real: export OMP_NUM_THREADS := 1
-real: $(COMPARED:%=results/real/%/classes.csv) $(addprefix results/real/,readers/readers.csv aligners/masks.csv positioning/curve.csv positioning_controls/curve.csv learning_curve/curve.csv localisation/localisation.csv localisation_boxes/localisation.csv) ## the classifier on 1,397 real images, into results/real/ (16 hours; -j2: half)
+real: $(COMPARED:%=results/real/%/classes.csv) $(addprefix results/real/,readers/readers.csv aligners/masks.csv positioning/curve.csv learning_curve/curve.csv localisation/localisation.csv localisation_boxes/localisation.csv) ## the classifier on 1,397 real images, into results/real/ (16 hours; -j2: half)
 	$(BIN)/papermill nbs/real.ipynb runs/real/real.ipynb -p out_dir runs/real/tables --no-progress-bar
 	@cp runs/real/tables/{primary.csv,primary.md,primary.png} results/real/
 	@cd runs/classify && sha256sum $(patsubst $(REAL)/experiments/%.yaml,%/*/predictions.parquet,$(wildcard $(REAL)/experiments/*.yaml)) > ../../results/real/predictions.sha256
