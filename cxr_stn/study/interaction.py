@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAID', 'PositioningParams', 'FactorialStudy', 'join_levels', 'simulate_moved', 'load_moved', 'example_images',
            'curve_table', 'interaction_table', 'interaction_verdict', 'printed_curve', 'printed_interactions',
-           'draw_levels', 'legend_below', 'plot_positioning']
+           'plot_levels', 'legend_below', 'plot_positioning']
 
 # %% ../../nbs/74_study.interaction.ipynb #8f40532c
 from collections.abc import Mapping, Sequence
@@ -244,7 +244,7 @@ def printed_interactions(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/74_study.interaction.ipynb #1ceb27ee
-def draw_levels(
+def plot_levels(
     ax: Axes,
     table: pd.DataFrame, # arm, x, and the three columns below
     columns: tuple[str, str, str], # of the value and the ends of its interval
@@ -284,7 +284,7 @@ def plot_positioning(
     panels = (("auroc", "low", "high", "macro mean AUROC, 95% CI"),
               ("change", "change_low", "change_high", "change since strength 0, 95% CI"))
     for ax, (*columns, label) in zip(axes, panels):
-        draw_levels(ax, rows, tuple(columns), levels, arms)
+        plot_levels(ax, rows, tuple(columns), levels, arms)
         ax.set_xlabel("strength of the move", fontsize=12); ax.set_ylabel(label, fontsize=12)
     axes[1].axhline(0, color="#777777", lw=.8, zorder=0)
     legend_below(fig, axes)

@@ -23,7 +23,7 @@ from ..classifier.arms import load_labelled_dataset
 from ..classifier.predictions import PredictionError, read_predictions
 from ..classifier.training import ClassifyParams
 from .comparison import FILE, find_runs
-from .interaction import draw_levels, FactorialStudy, join_levels, legend_below, simulate_moved
+from .interaction import FactorialStudy, join_levels, legend_below, plot_levels, simulate_moved
 from .report import number, outcome, p_text, ranged
 
 # %% ../../nbs/76_study.learning_curve.ipynb #0eaf9de1
@@ -187,7 +187,7 @@ def plot_learning_curve(
     panels = ((values, ("auroc", "low", "high"), "macro mean AUROC, 95% CI"),
               (macro, ("difference", "low", "high"), f"{macro['arm'].iloc[0]} − {arms[0]}, 95% CI"))
     for ax, (table, columns, label) in zip(axes, panels):
-        draw_levels(ax, table.assign(x=np.log2(table["training_patients"])), columns, levels, arms)
+        plot_levels(ax, table.assign(x=np.log2(table["training_patients"])), columns, levels, arms)
         ax.set_xlabel("training patients", fontsize=12); ax.set_ylabel(label, fontsize=12)
     axes[1].axhline(0, color="#777777", lw=.8, zorder=0)
     if margin: axes[1].axhspan(-margin, margin, color="#777777", alpha=.12, lw=0, zorder=0)
