@@ -57,7 +57,7 @@ results/real/aligners/masks.csv: $(REAL)/evaluate_aligners.yaml $(ALIGNERS)
 	@cp runs/real/aligners/masks.csv $(@D)/
 
 real: export OMP_NUM_THREADS := 1
-real: $(COMPARED:%=results/real/%/classes.csv) $(addprefix results/real/,readers/readers.csv aligners/masks.csv positioning/curve.csv learning_curve/curve.csv localisation/localisation.csv localisation_boxes/localisation.csv) ## the classifier on 1,397 real images, into results/real/ (16 hours; -j2: half)
+real: $(COMPARED:%=results/real/%/classes.csv) $(addprefix results/real/,readers/readers.csv aligners/masks.csv positioning/curve.csv learning_curve/curve.csv localisation/localisation.csv localisation_boxes/localisation.csv) ## the classifier on 1,397 real images, into results/real/ (12 hours; -j2: half)
 	$(BIN)/papermill nbs/real.ipynb runs/real/real.ipynb -p out_dir runs/real/tables --no-progress-bar
 	@cp runs/real/tables/{primary.csv,primary.md,primary.png} results/real/
 	@cd runs/classify && sha256sum $(patsubst $(REAL)/experiments/%.yaml,%/*/predictions.parquet,$(wildcard $(REAL)/experiments/*.yaml)) > ../../results/real/predictions.sha256
