@@ -18,31 +18,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from ..config import Params
 from ..classifier.arms import load_labelled_dataset
 from ..classifier.predictions import PredictionError, read_predictions
 from ..classifier.training import ClassifyParams
 from .comparison import FILE, find_runs
-from .interaction import FactorialStudy, join_levels, legend_below, plot_levels, simulate_moved
-from .report import number, outcome, p_text, ranged
+from .interaction import (contrast_table, FactorialParams, FactorialStudy, join_levels,
+                                       legend_below, plot_levels, simulate_moved)
+from .report import number, outcome, p_text, ranged, WARNING
 
 # %% ../../nbs/76_study.learning_curve.ipynb #0eaf9de1
-class LearningCurveParams(Params):
+class LearningCurveParams(FactorialParams):
     "The parameters of `learning_curve.ipynb`."
     experiments: Optional[list[str]] = Field(
         None, description="folders of experiments of sweep.ipynb that differ in the number of training "
                           "patients alone; None: simulated ones")
-    arm: str = Field("aligned", description="the arm whose lead over the other is asked about")
-    comparator: str = Field("standard", description="the other arm")
     seeds: Optional[list[int]] = Field(None, description="of the runs that are read; None: all")
     out_dir: str = Field("runs/learning_curve", description="where tables and figures go")
-    level: float = Field(.95, gt=.5, lt=1, description="of confidence; the test errs in 1 - level")
-    margin: Optional[float] = Field(
-        None, gt=0, lt=1, description="a difference below this does not matter; with it, the outcome may be "
-                                      "'equivalent'")
-    least_patients: int = Field(
-        2, ge=2, description="patients with a finding, for it to count in the macro mean")
-    seed: int = Field(0, ge=0, description="of simulated arms")
 
 # %% ../../nbs/76_study.learning_curve.ipynb #cda0fffc
 def simulate_learning_curve(
@@ -53,7 +44,7 @@ def simulate_learning_curve(
     of_blur = {250 / number: number for number in numbers}
     return [(arm, of_blur[blur], *rest) for arm, blur, *rest in simulate_moved(list(of_blur), seed)]
 
-# %% ../../nbs/76_study.learning_curve.ipynb #db92ddb1
+# %% ../../nbs/76_study.learning_curve.ipynb #5184fb5e
 def count_training_patients(
     params: ClassifyParams, # of a run
 ) -> int:
@@ -64,7 +55,7 @@ def count_training_patients(
     table = load_labelled_dataset(params).table
     return min(table.loc[table["split"] == "train", "patient"].nunique(), params.n_train_patients or inf)
 
-
+# %% ../../nbs/76_study.learning_curve.ipynb #db92ddb1
 def load_learning_curve(
     params: LearningCurveParams,
 ) -> FactorialStudy: # whose levels are numbers of training patients
@@ -109,18 +100,12 @@ def difference_table(
     level: float = .95, # of confidence
     margin: float | None = None, # a difference below this does not matter; None: any does
     least: int = 2, # positive patients that a finding needs to count in the macro mean
-) -> pd.DataFrame: # comparator, arm, training_patients, finding, endpoint, outcome, and those of `weigh_arms`
+) -> pd.DataFrame: # as of `contrast_table`, with comparator, arm and training_patients
     "arm − comparator with each number of training patients; ValueError for the comparator or no arm."
-    if arm not in curve.arms[1:]: raise ValueError(f"arm = {arm!r}: choose {' or '.join(curve.arms[1:])}")
-    sums, tables = [{(arm, n): 1, (curve.arms[0], n): -1} for n in curve.levels], []
-    for n, table in zip(curve.levels, curve.weigh(sums, level, least)):
-        primary = (n == curve.levels[0]) & (table["finding"] == "macro mean")
-        said = [outcome(table.iloc[0], margin), *[""] * (len(table) - 1)] # findings are judged by p_holm
-        front = dict(comparator=curve.arms[0], arm=arm, training_patients=n, finding=table["finding"],
-                     endpoint=np.where(primary, "primary", "secondary"), outcome=said)
-        rest = table.drop(columns="finding").rename(columns=dict(value="difference"))
-        tables.append(pd.concat([pd.DataFrame(front), rest], axis=1))
-    return pd.concat(tables, ignore_index=True)
+    curve.check_arm(arm)
+    contrasts = [(dict(comparator=curve.arms[0], arm=arm, training_patients=n),
+                  {(arm, n): 1, (curve.arms[0], n): -1}) for n in curve.levels]
+    return contrast_table(curve, contrasts, 0, level, margin, least)
 
 # %% ../../nbs/76_study.learning_curve.ipynb #e50b6887
 def slope_table(
@@ -129,7 +114,8 @@ def slope_table(
     level: float = .95, # of confidence
     least: int = 2, # positive patients that a finding needs to count in the macro mean
 ) -> pd.DataFrame: # finding, slope (of the AUROC, with each doubling), and those of `weigh_arms`
-    "Least-squares slope of arm − comparator on log2 of the number of training patients."
+    "Least-squares slope of arm − comparator on log2 of the number of training patients; ValueError as above."
+    curve.check_arm(arm)
     x = np.log2(curve.levels)
     weights = (x - x.mean()) / ((x - x.mean())**2).sum()
     slope = {(name, n): sign * w for name, sign in ((arm, 1), (curve.arms[0], -1))
@@ -148,7 +134,7 @@ def learning_curve_verdict(
     n = row["training_patients"]
     auroc = values[values["training_patients"] == n].set_index("arm")["auroc"]
     each = ", ".join(f"{number(auroc[arm])} ({arm})" for arm in (row["comparator"], row["arm"]))
-    warning = "SIMULATED predictions, not a result of any network. " if simulated else ""
+    warning = WARNING if simulated else ""
     difference = ranged(row["difference"], row["low"], row["high"], 4, True)
     moves = {"improved": "rises", "worse": "falls"}.get(outcome(slope), "neither rises nor falls clearly")
     each_doubling = ranged(slope["slope"], slope["low"], slope["high"], 4, True)
