@@ -135,17 +135,17 @@ class AlignerNetwork(nn.Module):
         raw, *rest = self.localiser(images)
         return NetworkOutput(pose_to_affine(self.bounded(raw)), *rest)
 
-    def half_template(self) -> Tensor: # (1, 1, h / 2, w / 2) in [0, 1]
-        "The mean lungs at half the frame's resolution, at which they are compared with others."
-        return F.interpolate(self.lung_template, [side // 2 for side in self.frame_size], mode="bilinear")
+    def coarse_template(self) -> Tensor: # (1, 1, h / 3, w / 3) in [0, 1]
+        "The mean lungs at a third of the frame's resolution, at which they are compared with others."
+        return F.interpolate(self.lung_template, [side // 3 for side in self.frame_size], mode="area")
 
     def refine(self, output: NetworkOutput, trust: float = 1.0) -> NetworkOutput:
         "The same output, its pose corrected by its lung map; `trust` as in `refine_pose`."
-        refined = refine_pose(output.affine, output.lungs.sigmoid(), self.half_template(), trust)
+        refined = refine_pose(output.affine, output.lungs.sigmoid(), self.coarse_template(), trust)
         return output._replace(affine=refined)
 
     def confidence(self, output: NetworkOutput) -> Tensor: # (B,) in [0, 1]; NaN: no mean lungs yet
-        mean = self.half_template()
+        mean = self.coarse_template()
         return lung_overlap(warp(output.lungs.sigmoid(), output.affine, mean.shape[-2:]), mean)
 
 # %% ../../nbs/30_aligner.networks.ipynb #99f5de29

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['N_UNIFORMS', 'UNIFORMS', 'AugmentConfig', 'intensity_transforms', 'affine_transforms', 'AlbumentationsAugment',
            'nearest_rot90', 'split_uniforms', 'sample_affines', 'bias_fields', 'flatten_local_contrast', 'crop_noise',
-           'augment_intensity', 'random_erase', 'Augmented', 'BatchAugment', 'match_histogram', 'AugmentationParams',
-           'augment_config']
+           'change_some', 'vary_exposure', 'augment_intensity', 'random_erase', 'Augmented', 'BatchAugment',
+           'match_histogram', 'AugmentationParams', 'augment_config']
 
 # %% ../../nbs/15_data.augment.ipynb #42fb7b4a
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
@@ -179,12 +180,11 @@ def flatten_local_contrast(
     strength: Tensor, # (B, 1, 1, 1), 0 changes nothing, 1 takes all coarse grey values away
     mix: Tensor, # (B, 1, 1, 1), 0 fine, 1 coarse
 ) -> Tensor: # (B, 1, S, S)
-    "Subtract a coarse copy of each image, and stretch what is left."
+    "Subtract a coarse copy of each image."
     def coarse(grid: int) -> Tensor:
         return F.interpolate(F.adaptive_avg_pool2d(images, grid), images.shape[-2:], mode="bilinear")
     low = mix * coarse(7) + (1 - mix) * coarse(14)
-    flat = images - strength * (low - low.mean((2, 3), keepdim=True))
-    return (flat - 0.5) * (1 + 0.8 * strength) + 0.5
+    return images - strength * (low - low.mean((2, 3), keepdim=True))
 
 # %% ../../nbs/15_data.augment.ipynb #1e2857bf
 def crop_noise(
@@ -196,6 +196,33 @@ def crop_noise(
     cut = (corner * size).long()[..., None] + torch.arange(size, device=grain.device)
     return grain[cut[:, 0, :, None], cut[:, 1, None, :]][:, None]
 
+# %% ../../nbs/15_data.augment.ipynb #af386add
+def change_some(
+    images: Tensor, # (B, 1, S, S)
+    chosen: Tensor, # (B,) bool
+    change: Callable[[Tensor, Tensor | slice], Tensor], # images and their rows of the batch -> changed images
+) -> Tensor: # (B, 1, S, S)
+    "The images with some of them changed."
+    if images.device.type != "cpu":
+        return torch.where(chosen[:, None, None, None], change(images, slice(None)), images)
+    rows = chosen.nonzero()[:, 0]
+    return images.index_copy(0, rows, change(images[rows], rows)) if len(rows) else images
+
+# %% ../../nbs/15_data.augment.ipynb #8e1dee64
+def vary_exposure(
+    images: Tensor, # (B, 1, S, S) in [0, 1]
+    uniforms: Tensor, # (B, 64) in [0, 1)
+    settings: AugmentConfig, # gamma_p, bias_field_p
+) -> Tensor: # (B, 1, S, S)
+    "Another tone curve for some images, uneven light for others."
+    numbers, size = split_uniforms(uniforms), images.shape[-1]
+    exponents = torch.exp((2 * numbers.gamma[:, 1, None, None, None] - 1) * math.log(2))
+    images = change_some(images, numbers.gamma[:, 0] < settings.gamma_p, lambda part, rows:
+                         part ** exponents[rows])
+    return change_some(images, numbers.bias_field < settings.bias_field_p, lambda part, rows:
+                       part * (1 + 0.15 * bias_fields(numbers.bias_factor[rows], size))
+                       + 0.08 * bias_fields(numbers.bias_offset[rows], size))
+
 # %% ../../nbs/15_data.augment.ipynb #21300505
 def augment_intensity(
     images: Tensor, # (B, 1, S, S) in [0, 1]
@@ -204,23 +231,24 @@ def augment_intensity(
     grain: Tensor, # (2 S, 2 S) noise of standard deviation 1
 ) -> tuple[Tensor, Tensor]: # (B, 1, S, S) in [0, 1]; (B,) bool, inverted
     "Other grey values for each image; no pixel moves."
-    s, size, flat = settings, images.shape[-1], split_uniforms(uniforms)
-    numbers = split_uniforms(uniforms[..., None, None, None])
+    s, size, numbers = settings, images.shape[-1], split_uniforms(uniforms)
+    each = split_uniforms(uniforms[..., None, None, None])  # numbers to multiply images with
     def sometimes(pair: Tensor, share: float) -> Tensor: return (pair[:, 0] < share) * (2 * pair[:, 1] - 1)
-    images = images ** torch.exp(sometimes(numbers.gamma, s.gamma_p) * math.log(2))
-    uneven = (numbers.bias_field < s.bias_field_p).float()
-    images = images * (1 + 0.15 * uneven * bias_fields(flat.bias_factor, size))
-    images = images + 0.08 * uneven * bias_fields(flat.bias_offset, size)
-    flattened, strength, mix = numbers.local_contrast.unbind(1)
-    images = flatten_local_contrast(images, 0.9 * (flattened < s.local_contrast_p) * strength, mix)
-    contrast = sometimes(numbers.contrast, s.brightness_contrast_p)
+    images = vary_exposure(images, uniforms, s)
+    flattened, strength, mix = each.local_contrast.unbind(1)
+    strength = 0.9 * (flattened < s.local_contrast_p) * strength
+    images = change_some(images, numbers.local_contrast[:, 0] < s.local_contrast_p, lambda part, rows:
+                         flatten_local_contrast(part, strength[rows], mix[rows]))
+    images = (images - 0.5) * (1 + 0.8 * strength) + 0.5
+    contrast = sometimes(each.contrast, s.brightness_contrast_p)
     images = (images - 0.5) * (1 + 1.5 * s.brightness * contrast) + 0.5
-    images = images + s.brightness * sometimes(numbers.brightness, s.brightness_contrast_p)
-    images = torch.lerp(images, F.avg_pool2d(images, 3, 1, 1), (numbers.blurred < s.blur_p).float())
-    noisy, amount = numbers.noise.unbind(1)
-    images = images + 0.06 * (noisy < s.noise_p) * amount * crop_noise(grain, flat.noise_corner, size)
-    inverted = flat.inverted < s.invert_p
-    return torch.where(inverted[:, None, None, None], 1 - images, images).clamp(0, 1), inverted
+    images = images + s.brightness * sometimes(each.brightness, s.brightness_contrast_p)
+    images = change_some(images, numbers.blurred < s.blur_p, lambda part, rows: F.avg_pool2d(part, 3, 1, 1))
+    amount, corner = 0.06 * each.noise[:, 1], numbers.noise_corner
+    images = change_some(images, numbers.noise[:, 0] < s.noise_p, lambda part, rows:
+                         part + amount[rows] * crop_noise(grain, corner[rows], size))
+    inverted = numbers.inverted < s.invert_p
+    return change_some(images, inverted, lambda part, rows: 1 - part).clamp(0, 1), inverted
 
 # %% ../../nbs/15_data.augment.ipynb #b7eb7b69
 def random_erase(
