@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ncc_loss', 'masked_mse_loss', 'perceptual_loss', 'frame_distance', 'equivariance_loss', 'anchor_loss',
-           'lung_segmentation_loss', 'lung_consistency_loss', 'weighted_sum', 'shared_means', 'LossParams']
+           'lung_segmentation_loss', 'lung_consistency_loss', 'weighted_sum', 'add_terms', 'shared_means', 'LossParams']
 
 # %% ../../nbs/33_aligner.losses.ipynb #92d1fd6d
 from collections.abc import Sequence
@@ -127,6 +127,15 @@ def weighted_sum(
     return (values * weight).sum(), weight.sum()
 
 
+def add_terms(
+    some: dict[str, tuple[Tensor, Tensor]], # name: (sum, count), scalars
+    others: dict[str, tuple[Tensor, Tensor]], # the same
+) -> dict[str, tuple[Tensor, Tensor]]: # name: (sum, count) over both
+    "The terms of some images and of others; a term that both have is one of them together."
+    def both(name): return tuple(sum(pair) for pair in zip(some[name], others[name]))
+    return some | others | {name: both(name) for name in some.keys() & others.keys()}
+
+
 def shared_means(
     terms: dict[str, tuple[Tensor, Tensor]], # name: (sum, count), scalars
 ) -> dict[str, Tensor]: # name: scalar, 0 if no value counts
@@ -151,9 +160,9 @@ class LossParams(Params):
     anchor_weight: float = Field(0.0, ge=0, description="weight of the anchor of the mean pose")
     orientation_weight: float = Field(0.5, ge=0, description="weight of telling rotations by 90 degrees")
     pose_supervision_weight: float = Field(
-        10.0, ge=0, description="weight of the true poses of extra phantoms; 0: no phantoms")
+        10.0, ge=0, description="weight of true poses: of extra phantoms, and a teacher's; 0: no phantoms")
     lung_segmentation_weight: float = Field(
-        1.0, ge=0, description="weight of the true lung maps of extra phantoms")
+        1.0, ge=0, description="weight of true lung maps: of extra phantoms, and a teacher's")
     lung_consistency_weight: float = Field(
         2.0, ge=0, description="weight of the agreement of two augmented copies' lung maps")
     mirrored_weight: float = Field(0.3, ge=0, description="weight of telling mirrored images")

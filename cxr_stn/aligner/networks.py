@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['merge_layers', 'pyramid_levels', 'Pyramid', 'Localiser', 'NetworkOutput', 'AlignerNetwork', 'map_slopes',
            'small_inverse', 'pose_steps', 'move_frame', 'refine_pose', 'lung_overlap', 'predict_through', 'centring',
-           'PoseEstimates', 'put_upright', 'predict_poses', 'locate', 'NetworkParams']
+           'PoseEstimates', 'put_upright', 'predict_poses', 'locate', 'random_views', 'mean_map', 'average_predictions',
+           'NetworkParams']
 
 # %% ../../nbs/30_aligner.networks.ipynb #edf9fd6e
 from typing import Literal, NamedTuple
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Params
-from ..stn import BoundedPose, compose, invert, pose_to_affine, rot90_affine, warp
+from ..stn import BoundedPose, compose, invert, mirror_frame, pose_to_affine, rot90_affine, warp
 from ..backbones import BUNDLED, GreyInput, load_network
 
 # %% ../../nbs/30_aligner.networks.ipynb #cbdbc8fe
@@ -291,6 +292,51 @@ def locate(
 ) -> Tensor: # (B, 2, 3) frame -> image, rotations by 90 degrees included
     "Where the frame lies on images, without gradients."
     return predict_poses(network, images, passes).affine
+
+# %% ../../nbs/30_aligner.networks.ipynb #8ab34bb8
+def random_views(
+    affine: Tensor, # (B, 2, 3) frame -> image, where the chest about lies
+    generator: torch.Generator, # on the CPU
+) -> Tensor: # (B, 2, 3) view -> image
+    "What shows the chest as `centring` does, shifted, scaled and turned a little, each image in its own way."
+    most = torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2, 0])  # half views, logarithms, radians
+    moves = most * (2 * torch.rand(len(affine), 6, generator=generator) - 1)
+    moves[:, 2:4] = moves[:, 2:4].exp()
+    return compose(centring(affine), pose_to_affine(moves.to(affine)))
+
+
+def mean_map(
+    maps: list[Tensor], # K times (B, 1, s, s), lung maps of views
+    views: list[Tensor], # K times (B, 2, 3) view -> image
+    size: int, # side of the result in pixels
+) -> Tensor: # (B, 1, size, size), on the image
+    "Mean of lung maps, carried back to the image, over the views that show a pixel; 0 where none does."
+    total = seen = 0
+    for part, view in zip(maps, views):
+        total = total + warp(part, invert(view), (size, size))
+        seen = seen + warp(torch.ones_like(part), invert(view), (size, size))
+    return total / seen.clamp(min=1e-3)
+
+# %% ../../nbs/30_aligner.networks.ipynb #d0f4c64d
+@torch.no_grad()
+def average_predictions(
+    network: AlignerNetwork,
+    images: Tensor, # (B, 1, S, S) in [0, 1]
+    views: int = 16, # of each image, every second one mirrored
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]: # (B, 2, 3) frame -> image; (B, 1, S / 2, S / 2) lung map; (B,) confidence
+    "Where the frame and the lungs lie, averaged over known warps of each image."
+    generator, first = torch.Generator().manual_seed(seed), predict_poses(network, images).affine
+    poses, maps, shown = [], [], []
+    for number in range(views):
+        mirrored = torch.full((len(images),), number % 2 == 1, device=images.device)
+        shown.append(mirror_frame(random_views(first, generator), mirrored))
+        output = network(warp(images, shown[-1], images.shape[-2:]))
+        poses.append(compose(shown[-1], mirror_frame(output.affine, mirrored)))
+        maps.append(output.lungs.sigmoid())
+    lungs, mean = mean_map(maps, shown, images.shape[-1] // 2), network.coarse_template()
+    affine = refine_pose(torch.stack(poses).mean(0), lungs, mean, steps=6)
+    return affine, lungs, lung_overlap(warp(lungs, affine, mean.shape[-2:]), mean)
 
 # %% ../../nbs/30_aligner.networks.ipynb #bc50cbf4
 class NetworkParams(Params):

@@ -29,7 +29,7 @@ from .networks import (AlignerNetwork, centring, locate, NetworkOutput, predict_
                                       refine_pose)
 from .checkpoints import read_network, save_network
 from .template import canonical_chest, canonical_features, crop_pose
-from .losses import (anchor_loss, equivariance_loss, frame_distance, lung_consistency_loss,
+from .losses import (add_terms, anchor_loss, equivariance_loss, frame_distance, lung_consistency_loss,
                                     lung_segmentation_loss, masked_mse_loss, ncc_loss, perceptual_loss,
                                     shared_means, weighted_sum)
 from .data import AlignerData, phantom_dataset, TrainParams
@@ -39,8 +39,12 @@ def copy_weights(
     network: AlignerNetwork, # its weights are replaced
     path: str, # aligner.safetensors
 ) -> None:
-    "Take over an aligner's weights; CheckpointError if the two networks differ in shape."
-    weights = read_network(input_path(path))[0].state_dict()
+    """Take over an aligner's weights, those of the last layer if both see images of the same size: it has one
+    for each place. CheckpointError if the two networks differ in any other way."""
+    other, own = read_network(input_path(path))[0], network.state_dict()
+    weights = other.state_dict()
+    if other.input_size != network.input_size:
+        weights |= {name: own[name] for name in own if name.startswith("localiser.answer.")}
     try: network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"start_from = {path}: its network has another shape than the one of this "
@@ -191,15 +195,17 @@ def orientation_losses(
 @patch
 def pose_supervision_losses(
     self: AlignerTraining,
-    batch: dict, # B phantoms with `frame_to_image` and `lungs`
-    augmented: Augmented, # one copy of each
+    batch: dict, # B images with `frame_to_image` and `lungs`
+    augmented: Augmented, # n B copies, the first ones of all images before the second ones
     output: NetworkOutput, # what the network says of them
 ) -> dict[str, tuple]: # name: (sum, count)
     "Distance to the true frame, and the lung map against the true lungs."
+    n = len(augmented.images) // len(batch["image"])
+    truth, lungs = (torch.cat([batch[name]] * n) for name in ("frame_to_image", "lungs"))
     frame_to_image = compose(augmented.augmented_to_image, mirror_frame(output.affine, augmented.mirrored))
     upright = (augmented.rot90 == 0).float()
-    lungs = warp(batch["lungs"], augmented.augmented_to_image, batch["lungs"].shape[-2:])
-    distances = frame_distance(frame_to_image, batch["frame_to_image"])
+    lungs = warp(lungs, augmented.augmented_to_image, lungs.shape[-2:])
+    distances = frame_distance(frame_to_image, truth)
     return dict(pose_supervision=weighted_sum(distances, upright),
                 lung_segmentation=weighted_sum(lung_segmentation_loss(output.lungs, lungs)))
 
@@ -224,10 +230,10 @@ def training_step(
     augmented = [self.augment_batch(images)] + ([self.augment_batch(phantoms, 1)] if phantoms else [])
     every, n = Augmented(*(torch.cat(parts) for parts in zip(*augmented))), len(augmented[0].images)
     output = self.network(every.images)
-    def of(rows): return NetworkOutput(*(part[rows] for part in output))
-    of_images, of_phantoms = of(slice(n)), of(slice(n, None))
-    terms = self.orientation_losses(every, output) | self.image_losses(images, augmented[0], of_images)
-    if phantoms: terms |= self.pose_supervision_losses(phantoms, augmented[1], of_phantoms)
+    outputs = [NetworkOutput(*(part[rows] for part in output)) for rows in (slice(n), slice(n, None))]
+    terms = self.orientation_losses(every, output) | self.image_losses(images, augmented[0], outputs[0])
+    for part in zip((images, phantoms), augmented, outputs):
+        if "lungs" in part[0]: terms = add_terms(terms, self.pose_supervision_losses(*part))
     losses = shared_means(terms)
     return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
 
