@@ -3,16 +3,15 @@
 REAL     := $(SETS)/real
 COMPARED := $(notdir $(basename $(wildcard $(REAL)/comparisons/*.yaml)))
 ALIGNERS := $(patsubst %,runs/real/aligner-%.ipynb,0 1 2 3 4 PA AP)
-BOTH      = -p data_dir "$(CXR_STN_DATA)/nih14-sample:$(CXR_STN_DATA)/nih14-sample-2"
 .PHONY: real
 .PRECIOUS: runs/real/aligner-%.ipynb
 
 # those of the folds and of the views begin with the one that has seen phantoms alone
-runs/real/aligner-phantom.ipynb: nbs/train.ipynb $(SETS)/release.yaml $(REAL)/aligner_phantom.yaml | $(READY)
-	$(call execute,train,-f $(SETS)/release.yaml -f $(REAL)/aligner_phantom.yaml -p data phantom)
+runs/real/aligner-phantom.ipynb: nbs/train.ipynb $(SETS)/teacher.yaml $(REAL)/aligner_phantom.yaml | $(READY)
+	$(call execute,train,-f $(SETS)/teacher.yaml -f $(REAL)/aligner_phantom.yaml -p data phantom)
 $(ALIGNERS): runs/real/aligner-%.ipynb: runs/real/aligner-phantom.ipynb $(REAL)/aligner.yaml
 	$(NEEDS_DATA)
-	$(call execute,train,-f $(SETS)/release.yaml -f $(REAL)/aligner.yaml $(BOTH) -p out_dir runs/real/aligner-$* \
+	$(call execute,train,-f $(SETS)/teacher.yaml -f $(REAL)/aligner.yaml $(BOTH) -p out_dir runs/real/aligner-$* \
 	  $(if $(filter PA AP,$*),-p train_view $*,-p n_folds 5 -p fold $*))
 
 runs/classify/%.ipynb: $(REAL)/experiments/%.yaml $(REAL)/classify.yaml $(ALIGNERS)

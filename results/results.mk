@@ -1,7 +1,8 @@
 # How every table of results/ is made; part of ../Makefile, whose variables it uses.
 SAMPLE     := runs/nih14-sample
-NEEDS_DATA  = @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample and lungmask-dev" >&2; exit 1; }
+NEEDS_DATA  = @test -d "$(CXR_STN_DATA)/nih14-sample" || { echo "CXR_STN_DATA must be a folder with nih14-sample, nih14-sample-2 and lungmask-dev" >&2; exit 1; }
 NIH         = -p data_dir $(CXR_STN_DATA)/nih14-sample
+BOTH        = -p data_dir "$(CXR_STN_DATA)/nih14-sample:$(CXR_STN_DATA)/nih14-sample-2"
 LUNGMASK    = -p data_dir $(CXR_STN_DATA)/lungmask-dev
 TEMPLATE    = -p template_dir $(CXR_STN_DATA)/nih14-sample
 # a baseline as soon as `make prior-method` has trained it
@@ -12,10 +13,12 @@ results: study ## the study, and its tables into results/phantom/ (about 10 minu
 	@mkdir -p results/phantom
 	@cp $(STUDY)/evaluate/*.csv $(STUDY)/evaluate/mean_images.png $(STUDY)/train/log.csv results/phantom/
 	@echo "results/phantom/ is made from $(STUDY)/"
-release: $(READY) ## train the released aligner on real images in CXR_STN_DATA (40 minutes)
+runs/teacher.ipynb: $(SETS)/teacher.yaml | $(READY)
 	$(NEEDS_DATA)
+	$(call execute,train,-f $< $(NIH))
+release: runs/teacher.ipynb ## train the released aligner, and its teacher, on real images in CXR_STN_DATA (70 minutes)
 	@mkdir -p runs/release cxr_stn/released
-	$(BIN)/papermill nbs/train.ipynb runs/release/train.ipynb -f $(SETS)/release.yaml $(NIH) --log-output
+	$(BIN)/papermill nbs/train.ipynb runs/release/train.ipynb -f $(SETS)/release.yaml $(BOTH) --log-output
 	@for kind in safetensors onnx; do cp runs/release/aligner.$$kind cxr_stn/released/chest.$$kind; done
 	@cp runs/release/log.csv results/nih14-sample/
 prior-method: $(READY) ## train the method it is compared with on the same images (an hour)
@@ -31,11 +34,10 @@ results-sample: $(READY) ## judge them on real images in CXR_STN_DATA, into resu
 	  $(if $(PRIOR),-f $(SETS)/evaluate_sample_prior_method.yaml) -p out_dir $(SAMPLE)/test
 	@cp $(SAMPLE)/lungmask/*.csv $(SAMPLE)/lungmask/mean_images.png results/lungmask-dev/
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
-seeds: $(READY) ## train the released recipe with two more seeds, and judge them (an hour)
-	$(NEEDS_DATA)
+seeds: runs/teacher.ipynb ## train the released recipe with two more seeds, and judge them (70 minutes)
 	@mkdir -p $(SAMPLE) results/lungmask-dev/seeds
 	for set in $(SETS)/release_*.yaml; do run=runs/$$(basename $$set .yaml); mkdir -p $$run; \
-	  $(BIN)/papermill nbs/train.ipynb $$run/train.ipynb -f $(SETS)/release.yaml -f $$set $(NIH) --log-output; done
+	  $(BIN)/papermill nbs/train.ipynb $$run/train.ipynb -f $(SETS)/release.yaml -f $$set $(BOTH) --log-output; done
 	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/seeds.ipynb -f $(SETS)/evaluate_seeds.yaml $(LUNGMASK) -p out_dir $(SAMPLE)/seeds
 	@cp $(SAMPLE)/seeds/masks.csv $(SAMPLE)/seeds/synthetic_warps.csv results/lungmask-dev/seeds/
 
