@@ -120,11 +120,13 @@ class AlignerNetwork(nn.Module):
         frame_height: int = 120, frame_width: int = 96, # of the output frame in pixels
         family: str = "pose", max_shift: float = 0.8, # as in `BoundedPose`
         max_scale: float = 2.5, max_angle: float = 60,
+        refine_stride: int = 2, # pixels of the frame, from one comparison of lungs to the next
     ):
         super().__init__()
         self.config = dict(backbone=backbone, input_size=input_size,
-                           frame_height=frame_height, frame_width=frame_width,
-                           family=family, max_shift=max_shift, max_scale=max_scale, max_angle=max_angle)
+                           frame_height=frame_height, frame_width=frame_width, family=family,
+                           max_shift=max_shift, max_scale=max_scale, max_angle=max_angle,
+                           refine_stride=refine_stride)
         self.bounded = BoundedPose(family, max_shift, max_scale, max_angle)
         self.localiser = Localiser(backbone, weights, self.bounded.n_free, input_size)
         self.input_size, self.frame_size = input_size, (frame_height, frame_width)
@@ -136,9 +138,10 @@ class AlignerNetwork(nn.Module):
         raw, *rest = self.localiser(images)
         return NetworkOutput(pose_to_affine(self.bounded(raw)), *rest)
 
-    def coarse_template(self) -> Tensor: # (1, 1, h / 3, w / 3) in [0, 1]
-        "The mean lungs at a third of the frame's resolution, at which they are compared with others."
-        return F.interpolate(self.lung_template, [side // 3 for side in self.frame_size], mode="area")
+    def coarse_template(self) -> Tensor: # (1, 1, h / stride, w / stride) in [0, 1]
+        "The mean lungs at the resolution at which they are compared with others."
+        sides = [side // self.config["refine_stride"] for side in self.frame_size]
+        return F.interpolate(self.lung_template, sides, mode="bilinear")
 
     def refine(self, output: NetworkOutput, trust: float = 1.0) -> NetworkOutput:
         "The same output, its pose corrected by its lung map; `trust` as in `refine_pose`."
@@ -350,5 +353,7 @@ class NetworkParams(Params):
     max_scale: float = Field(2.5, gt=1, description="bound of the scale, either way")
     max_angle: float = Field(
         60, gt=0, le=90, description="bound of the angle, degrees; rotations by 90 degrees come on top")
+    refine_stride: int = Field(
+        2, ge=1, le=4, description="a pose is refined at every so many pixels of the frame")
     backbone: str = Field("tf_efficientnet_lite0", description="timm model of the localisation network")
     backbone_weights: str = Field("bundled", description="bundled, hub, none, or a file")

@@ -62,7 +62,7 @@ class AlignerTraining(pl.LightningModule):
         self.strict_loading = False  # the frozen feature network is not part of a checkpoint
         self.network = AlignerNetwork(
             p.backbone, p.backbone_weights, p.input_size, p.frame_height, p.frame_width,
-            p.family, p.max_shift, p.max_scale, p.max_angle)
+            p.family, p.max_shift, p.max_scale, p.max_angle, p.refine_stride)
         if p.start_from: copy_weights(self.network, p.start_from)
         self.average = ModelEmaV3(self.network, decay=p.ema_decay, use_warmup=True, warmup_power=0.75)
         self.average.requires_grad_(False)
