@@ -29,9 +29,9 @@ from .networks import (AlignerNetwork, centring, locate, NetworkOutput, predict_
                                       refine_pose)
 from .checkpoints import read_network, save_network
 from .template import canonical_chest, canonical_features, crop_pose
-from .losses import (add_terms, anchor_loss, equivariance_loss, frame_distance, lung_consistency_loss,
-                                    lung_segmentation_loss, masked_mse_loss, ncc_loss, perceptual_loss,
-                                    shared_means, weighted_sum)
+from .losses import (add_terms, anchor_loss, equivariance_loss, frame_distance,
+                                    lung_consistency_loss, lung_segmentation_loss, masked_mse_loss, ncc_loss,
+                                    perceptual_loss, shared_means, weighted_sum)
 from .data import AlignerData, phantom_dataset, TrainParams
 
 # %% ../../nbs/35_aligner.training.ipynb #dec4ec08

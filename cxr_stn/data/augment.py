@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['N_UNIFORMS', 'UNIFORMS', 'AugmentConfig', 'intensity_transforms', 'affine_transforms', 'AlbumentationsAugment',
            'nearest_rot90', 'split_uniforms', 'sample_affines', 'bias_fields', 'flatten_local_contrast', 'crop_noise',
-           'change_some', 'vary_exposure', 'augment_intensity', 'random_erase', 'Augmented', 'BatchAugment',
-           'match_histogram', 'AugmentationParams', 'augment_config']
+           'answers_at_once', 'change_some', 'vary_exposure', 'augment_intensity', 'random_erase', 'Augmented',
+           'BatchAugment', 'match_histogram', 'AugmentationParams', 'augment_config']
 
 # %% ../../nbs/15_data.augment.ipynb #42fb7b4a
 import math
@@ -197,13 +197,20 @@ def crop_noise(
     return grain[cut[:, 0, :, None], cut[:, 1, None, :]][:, None]
 
 # %% ../../nbs/15_data.augment.ipynb #af386add
+def answers_at_once(
+    device: torch.device,
+) -> bool:
+    "Whether to ask a device for values holds nothing up."
+    return device.type == "cpu"
+
+
 def change_some(
     images: Tensor, # (B, 1, S, S)
     chosen: Tensor, # (B,) bool
     change: Callable[[Tensor, Tensor | slice], Tensor], # images and their rows of the batch -> changed images
 ) -> Tensor: # (B, 1, S, S)
     "The images with some of them changed."
-    if images.device.type != "cpu":
+    if not answers_at_once(images.device):
         return torch.where(chosen[:, None, None, None], change(images, slice(None)), images)
     rows = chosen.nonzero()[:, 0]
     return images.index_copy(0, rows, change(images[rows], rows)) if len(rows) else images

@@ -117,6 +117,7 @@ def test_the_line_that_waits_is_named(trainings, modes, tmp_path, monkeypatch, c
     assert row.result.startswith("fails: RuntimeError: called a synchronizing CUDA operation (tests/whole/")
     assert ", from cxr_stn/classifier/training.py:" in row.result
     assert modes == ["error", "default"], "Lightning, which moves the weights back, may wait again"
+    data.trainer = None # it holds the module above, which no other process could be given
 
 
 def test_an_error_of_one_work_loses_no_other_and_is_told_once(capsys):

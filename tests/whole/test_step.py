@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cxr_stn.data import augment
 from cxr_stn.trainer import bare_trainer, quiet
 from cxr_stn.aligner.data import AlignerData, TrainParams
 from cxr_stn.aligner.training import AlignerTraining
@@ -114,16 +115,30 @@ def watched(kind):
     return Watched
 
 
-def test_the_whole_loop_of_the_aligner_waits_for_nothing(data, tmp_path):
+@pytest.fixture
+def as_on_a_gpu(monkeypatch): monkeypatch.setattr(augment, "answers_at_once", lambda device: False)
+
+
+def test_the_whole_loop_of_the_aligner_waits_for_nothing(data, tmp_path, as_on_a_gpu):
     module = watched(AlignerTraining)(data.params.model_dump())
     with quiet(): bare_trainer(data.params, tmp_path, []).fit(module, datamodule=data)
     assert module.steps == len(data.train_rows) // 4 >= 4
 
 
-def test_the_whole_loop_of_the_classifier_waits_for_nothing(images, tmp_path):
+def test_the_whole_loop_of_the_classifier_waits_for_nothing(images, tmp_path, as_on_a_gpu):
     module = watched(ClassifierTraining)(images.params.model_dump(), images.labels("train").mean(0).tolist())
     with quiet(): classifier_trainer(images.params, tmp_path).fit(module, datamodule=images)
     assert module.steps == len(images.rows["train"]) // 4 >= 4
+
+
+def test_the_copies_are_the_same_where_all_images_are_computed(as_on_a_gpu, monkeypatch):
+    settings, generator = augment.augment_config(TrainParams()), torch.Generator().manual_seed(0)
+    images, uniforms = (torch.rand(*shape, generator=generator) for shape in ((12, 1, 64, 64), (12, 64)))
+    make = augment.BatchAugment(settings, 64)
+    everyone = make(images, uniforms)
+    monkeypatch.undo()
+    for all_computed, chosen_computed in zip(everyone, make(images, uniforms)):
+        torch.testing.assert_close(all_computed, chosen_computed, rtol=0, atol=0)
 
 
 def leaves(node, seen):
