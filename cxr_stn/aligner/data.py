@@ -125,8 +125,13 @@ def ask_teacher(
     device: torch.device | str = "cpu", # that the teacher computes on
     batch: int = 64, # images at once
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]: # the rows it is sure of; their truth: frame, lungs
-    "What `params.teacher` says of training images; CheckpointError if it is no aligner."
+    """What `params.teacher` says of training images. CheckpointError if it is no aligner, ValueError if its
+    frame has other proportions."""
     network = read_network(input_path(params.teacher))[0].to(device).eval()
+    (h, w), own = network.frame_size, (params.frame_height, params.frame_width)
+    if h * own[1] != w * own[0]:
+        raise ValueError(f"teacher = {params.teacher}: its frame of {h} x {w} has other proportions than "
+                         f"{own[0]} x {own[1]}; change frame_height or frame_width")
     images = load_cache(params, network.input_size).images
     answers = []
     for start in range(0, len(rows), batch):
