@@ -135,8 +135,8 @@ def ask_teacher(
     images = load_cache(params, network.input_size).images
     answers = []
     for start in range(0, len(rows), batch):
-        squares = torch.from_numpy(images[rows[start:start + batch]])[:, None].to(device).float() / 255
-        affine, lungs, confidence = average_predictions(network, squares)
+        part = torch.from_numpy(images[rows[start:start + batch]])[:, None].to(device).float() / 255
+        affine, lungs, confidence = average_predictions(network, part)
         answers.append((affine, lungs[:, 0].half(), confidence >= network.min_confidence))
     affine, lungs, sure = (torch.cat(values).cpu().numpy() for values in zip(*answers))
     return rows[sure], (affine[sure], lungs[sure])

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['merge_layers', 'pyramid_levels', 'Pyramid', 'Localiser', 'NetworkOutput', 'AlignerNetwork', 'map_slopes',
            'small_inverse', 'pose_steps', 'move_frame', 'refine_pose', 'lung_overlap', 'predict_through', 'centring',
-           'PoseEstimates', 'put_upright', 'predict_poses', 'locate', 'random_views', 'mean_map', 'average_predictions',
-           'NetworkParams']
+           'PoseEstimates', 'put_upright', 'predict_poses', 'locate', 'sample_copies', 'mean_map',
+           'average_predictions', 'NetworkParams']
 
 # %% ../../nbs/30_aligner.networks.ipynb #edf9fd6e
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -143,14 +144,6 @@ class AlignerNetwork(nn.Module):
         sides = [side // self.config["refine_stride"] for side in self.frame_size]
         return F.interpolate(self.lung_template, sides, mode="bilinear")
 
-    def refine(self, output: NetworkOutput, trust: float = 1.0) -> NetworkOutput:
-        "The same output, its pose corrected by its lung map; `trust` as in `refine_pose`."
-        refined = refine_pose(output.affine, output.lungs.sigmoid(), self.coarse_template(), trust)
-        return output._replace(affine=refined)
-
-    def confidence(self, output: NetworkOutput) -> Tensor: # (B,) in [0, 1]; NaN: no mean lungs yet
-        mean = self.coarse_template()
-        return lung_overlap(warp(output.lungs.sigmoid(), output.affine, mean.shape[-2:]), mean)
 
 # %% ../../nbs/30_aligner.networks.ipynb #99f5de29
 def map_slopes(
@@ -214,6 +207,17 @@ def refine_pose(
         affine = move_frame(affine, (-difference @ solved.T).clamp(-0.2, 0.2))
     return affine
 
+
+@patch
+def refine(
+    self: AlignerNetwork,
+    output: NetworkOutput,
+    trust: float = 1.0, # as in `refine_pose`
+) -> NetworkOutput:
+    "The same output, its pose corrected by its lung map."
+    refined = refine_pose(output.affine, output.lungs.sigmoid(), self.coarse_template(), trust)
+    return output._replace(affine=refined)
+
 # %% ../../nbs/30_aligner.networks.ipynb #2d90a364
 def lung_overlap(
     found: Tensor, # (B, 1, h, w) aligned lung maps in [0, 1]
@@ -223,6 +227,16 @@ def lung_overlap(
     both = (found * mean).sum((1, 2, 3))
     share = 2 * both / ((found**2).sum((1, 2, 3)) + (mean**2).sum())
     return torch.where(mean.sum() > 0, share, torch.nan)
+
+
+@patch
+def confidence(
+    self: AlignerNetwork,
+    output: NetworkOutput,
+) -> Tensor: # (B,) in [0, 1]; NaN: no mean lungs yet
+    "How well the lung map, aligned, covers the mean lungs."
+    mean = self.coarse_template()
+    return lung_overlap(warp(output.lungs.sigmoid(), output.affine, mean.shape[-2:]), mean)
 
 # %% ../../nbs/30_aligner.networks.ipynb #5223a7a6
 def predict_through(
@@ -297,27 +311,27 @@ def locate(
     return predict_poses(network, images, passes).affine
 
 # %% ../../nbs/30_aligner.networks.ipynb #8ab34bb8
-def random_views(
+def sample_copies(
     affine: Tensor, # (B, 2, 3) frame -> image, where the chest about lies
     generator: torch.Generator, # on the CPU
-) -> Tensor: # (B, 2, 3) view -> image
-    "What shows the chest as `centring` does, shifted, scaled and turned a little, each image in its own way."
-    most = torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2, 0])  # half views, logarithms, radians
+) -> Tensor: # (B, 2, 3) copy -> image
+    "Copies that show the chest as `centring` does, each a little shifted, scaled and turned in its own way."
+    most = torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2, 0])  # half copies, logarithms, radians
     moves = most * (2 * torch.rand(len(affine), 6, generator=generator) - 1)
     moves[:, 2:4] = moves[:, 2:4].exp()
     return compose(centring(affine), pose_to_affine(moves.to(affine)))
 
 
 def mean_map(
-    maps: list[Tensor], # K times (B, 1, s, s), lung maps of views
-    views: list[Tensor], # K times (B, 2, 3) view -> image
+    maps: list[Tensor], # K times (B, 1, s, s), lung maps of copies
+    copies: list[Tensor], # K times (B, 2, 3) copy -> image
     size: int, # side of the result in pixels
 ) -> Tensor: # (B, 1, size, size), on the image
-    "Mean of lung maps, carried back to the image, over the views that show a pixel; 0 where none does."
+    "Mean of lung maps, carried back to the image, over the copies that show a pixel; 0 where none does."
     total = seen = 0
-    for part, view in zip(maps, views):
-        total = total + warp(part, invert(view), (size, size))
-        seen = seen + warp(torch.ones_like(part), invert(view), (size, size))
+    for part, copy in zip(maps, copies):
+        total = total + warp(part, invert(copy), (size, size))
+        seen = seen + warp(torch.ones_like(part), invert(copy), (size, size))
     return total / seen.clamp(min=1e-3)
 
 # %% ../../nbs/30_aligner.networks.ipynb #d0f4c64d
@@ -325,15 +339,15 @@ def mean_map(
 def average_predictions(
     network: AlignerNetwork,
     images: Tensor, # (B, 1, S, S) in [0, 1]
-    views: int = 16, # of each image, every second one mirrored
+    copies: int = 16, # of each image, every second one mirrored
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]: # (B, 2, 3) frame -> image; (B, 1, S / 2, S / 2) lung map; (B,) confidence
     "Where the frame and the lungs lie, averaged over known warps of each image."
     generator, first = torch.Generator().manual_seed(seed), predict_poses(network, images).affine
     poses, maps, shown = [], [], []
-    for number in range(views):
+    for number in range(copies):
         mirrored = torch.full((len(images),), number % 2 == 1, device=images.device)
-        shown.append(mirror_frame(random_views(first, generator), mirrored))
+        shown.append(mirror_frame(sample_copies(first, generator), mirrored))
         output = network(warp(images, shown[-1], images.shape[-2:]))
         poses.append(compose(shown[-1], mirror_frame(output.affine, mirrored)))
         maps.append(output.lungs.sigmoid())
