@@ -144,7 +144,6 @@ class AlignerNetwork(nn.Module):
         sides = [side // self.config["refine_stride"] for side in self.frame_size]
         return F.interpolate(self.lung_template, sides, mode="bilinear")
 
-
 # %% ../../nbs/30_aligner.networks.ipynb #99f5de29
 def map_slopes(
     mean: Tensor, # (1, 1, h, w) the mean lungs
@@ -329,9 +328,9 @@ def mean_map(
 ) -> Tensor: # (B, 1, size, size), on the image
     "Mean of lung maps, carried back to the image, over the copies that show a pixel; 0 where none does."
     total = seen = 0
-    for part, copy in zip(maps, copies):
-        total = total + warp(part, invert(copy), (size, size))
-        seen = seen + warp(torch.ones_like(part), invert(copy), (size, size))
+    for part, image_to_copy in zip(maps, map(invert, copies)):
+        total = total + warp(part, image_to_copy, (size, size))
+        seen = seen + warp(torch.ones_like(part), image_to_copy, (size, size))
     return total / seen.clamp(min=1e-3)
 
 # %% ../../nbs/30_aligner.networks.ipynb #d0f4c64d
@@ -348,8 +347,8 @@ def average_predictions(
     for number in range(copies):
         mirrored = torch.full((len(images),), number % 2 == 1, device=images.device)
         shown.append(mirror_frame(sample_copies(first, generator), mirrored))
-        output = network(warp(images, shown[-1], images.shape[-2:]))
-        poses.append(compose(shown[-1], mirror_frame(output.affine, mirrored)))
+        output, affine = predict_through(network, images, shown[-1])
+        poses.append(mirror_frame(affine, mirrored))
         maps.append(output.lungs.sigmoid())
     lungs, mean = mean_map(maps, shown, images.shape[-1] // 2), network.coarse_template()
     affine = refine_pose(torch.stack(poses).mean(0), lungs, mean, steps=6)
