@@ -40,9 +40,10 @@ def copy_weights(
     path: str, # aligner.safetensors
 ) -> None:
     """Take over an aligner's weights, those of the last layer if both see images of the same size: it has one
-    for each place. CheckpointError if the two networks differ in any other way."""
+    for each place. Blocks that the network has not are left out (`stage_depth`). CheckpointError if the two
+    differ in any other way."""
     other, own = read_network(input_path(path))[0], network.state_dict()
-    weights = other.state_dict()
+    weights = {name: value for name, value in other.state_dict().items() if name in own}
     if other.input_size != network.input_size:
         weights |= {name: own[name] for name in own if name.startswith("localiser.answer.")}
     try: network.load_state_dict(weights)
@@ -62,7 +63,7 @@ class AlignerTraining(pl.LightningModule):
         self.strict_loading = False  # the frozen feature network is not part of a checkpoint
         self.network = AlignerNetwork(
             p.backbone, p.backbone_weights, p.input_size, p.frame_height, p.frame_width,
-            p.family, p.max_shift, p.max_scale, p.max_angle, p.refine_stride)
+            p.family, p.max_shift, p.max_scale, p.max_angle, p.refine_stride, p.stage_depth)
         if p.start_from: copy_weights(self.network, p.start_from)
         self.average = ModelEmaV3(self.network, decay=p.ema_decay, use_warmup=True, warmup_power=0.75)
         self.average.requires_grad_(False)
@@ -202,12 +203,19 @@ def pose_supervision_losses(
     "Distance to the true frame, and the lung map against the true lungs."
     n = len(augmented.images) // len(batch["image"])
     truth, lungs = (torch.cat([batch[name]] * n) for name in ("frame_to_image", "lungs"))
-    frame_to_image = compose(augmented.augmented_to_image, mirror_frame(output.affine, augmented.mirrored))
     upright = (augmented.rot90 == 0).float()
+    def pose_loss(affine):
+        frame_to_image = compose(augmented.augmented_to_image, mirror_frame(affine, augmented.mirrored))
+        return weighted_sum(frame_distance(frame_to_image, truth), upright)
     lungs = warp(lungs, augmented.augmented_to_image, lungs.shape[-2:])
-    distances = frame_distance(frame_to_image, truth)
-    return dict(pose_supervision=weighted_sum(distances, upright),
-                lung_segmentation=weighted_sum(lung_segmentation_loss(output.lungs, lungs)))
+    losses = dict(pose_supervision=pose_loss(output.affine),
+                  lung_segmentation=weighted_sum(lung_segmentation_loss(output.lungs, lungs)))
+    if self.params.refined_pose_weight:
+        with torch.autocast(self.device.type, enabled=False):  # least squares want all digits
+            refined = self.network.refine(output._replace(affine=output.affine.float(),
+                                                          lungs=output.lungs.float()))
+        losses["refined_pose"] = pose_loss(refined.affine)
+    return losses
 
 # %% ../../nbs/35_aligner.training.ipynb #8eaa1461
 @patch
@@ -220,20 +228,33 @@ def total_loss(
 
 
 @patch
+def negative_loss(
+    self: AlignerTraining,
+    lungs: Tensor, # (B, 1, h, w) logits of the lung maps of images that show no chest
+) -> tuple[Tensor, Tensor]: # scalars: sum, count
+    "The lung maps against empty ones."
+    return weighted_sum(lung_segmentation_loss(lungs, torch.zeros_like(lungs)))
+
+
+@patch
 def training_step(
     self: AlignerTraining,
     batch: dict, # images and, if there are any, phantoms: each a dictionary as `AugmentedDataset` makes it
     index: int, # of the batch
 ) -> dict[str, Tensor]: # loss and every term, scalars
-    "The loss of a batch of images and, where there are any, phantoms."
-    images, phantoms = batch["images"], batch.get("phantoms")
+    "The loss of a batch of images and, where there are any, phantoms and negatives."
+    images, phantoms, negatives = (batch.get(name) for name in ("images", "phantoms", "negatives"))
     augmented = [self.augment_batch(images)] + ([self.augment_batch(phantoms, 1)] if phantoms else [])
-    every, n = Augmented(*(torch.cat(parts) for parts in zip(*augmented))), len(augmented[0].images)
-    output = self.network(every.images)
-    outputs = [NetworkOutput(*(part[rows] for part in output)) for rows in (slice(n), slice(n, None))]
-    terms = self.orientation_losses(every, output) | self.image_losses(images, augmented[0], outputs[0])
+    every = Augmented(*(torch.cat(parts) for parts in zip(*augmented)))
+    n, m = len(augmented[0].images), len(every.images)
+    answer = self.network(torch.cat([every.images, negatives["image"]]) if negatives else every.images)
+    def output(rows): return NetworkOutput(*(part[rows] for part in answer))
+    outputs = output(slice(n)), output(slice(n, m))
+    terms = self.orientation_losses(every, output(slice(m)))
+    terms |= self.image_losses(images, augmented[0], outputs[0])
     for part in zip((images, phantoms), augmented, outputs):
         if "lungs" in part[0]: terms = add_terms(terms, self.pose_supervision_losses(*part))
+    if negatives: terms["negatives"] = self.negative_loss(answer.lungs[m:])
     losses = shared_means(terms)
     return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
 
@@ -326,7 +347,8 @@ def calibrate(
     seen = [network(warp(part.to(self.device), centring(affine), part.shape[-2:]))
             for part, affine in zip(parts, frame_to_image.split(batch))]
     affine, lungs = torch.cat([s.affine for s in seen]), torch.cat([s.lungs.sigmoid() for s in seen])
-    for _ in range(2):  # by the poses of the network, then by the refined ones
+    known = self.params.refined_pose_weight > 0  # it was trained with those of `start_from`
+    for _ in range(0 if known else 2):  # by the poses of the network, then by the refined ones
         affine = refine_pose(affine, lungs, network.lung_template)
         network.lung_template.copy_(warp(lungs, affine, network.frame_size).mean(0, keepdim=True))
     confidence = torch.cat([predict_poses(network, part.to(self.device)).confidence for part in parts])
