@@ -18,7 +18,9 @@ runs/teacher.ipynb: $(SETS)/teacher.yaml | $(READY)
 	$(call execute,train,-f $< $(NIH))
 runs/second_teacher.ipynb: $(SETS)/second_teacher.yaml runs/teacher.ipynb
 	$(call execute,train,-f $< $(BOTH))
-release: runs/second_teacher.ipynb ## train the released aligner, its teachers first, on real images in CXR_STN_DATA (100 minutes)
+runs/third_teacher.ipynb: $(SETS)/third_teacher.yaml runs/second_teacher.ipynb
+	$(call execute,train,-f $< $(BOTH))
+release: runs/third_teacher.ipynb ## train the released aligner, its teachers first, on real images in CXR_STN_DATA (2 hours)
 	@mkdir -p runs/release cxr_stn/released
 	$(BIN)/papermill nbs/train.ipynb runs/release/train.ipynb -f $(SETS)/release.yaml $(BOTH) --log-output
 	@for kind in safetensors onnx; do cp runs/release/aligner.$$kind cxr_stn/released/chest.$$kind; done
@@ -36,7 +38,7 @@ results-sample: $(READY) ## judge them on real images in CXR_STN_DATA, into resu
 	  $(if $(PRIOR),-f $(SETS)/evaluate_sample_prior_method.yaml) -p out_dir $(SAMPLE)/test
 	@cp $(SAMPLE)/lungmask/*.csv $(SAMPLE)/lungmask/mean_images.png results/lungmask-dev/
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
-seeds: runs/second_teacher.ipynb ## train the released recipe with two more seeds, and judge them (70 minutes)
+seeds: runs/third_teacher.ipynb ## train the released recipe with two more seeds, and judge them (1 hour)
 	@mkdir -p $(SAMPLE) results/lungmask-dev/seeds
 	for set in $(SETS)/release_*.yaml; do run=runs/$$(basename $$set .yaml); mkdir -p $$run; \
 	  $(BIN)/papermill nbs/train.ipynb $$run/train.ipynb -f $(SETS)/release.yaml -f $$set $(BOTH) --log-output; done

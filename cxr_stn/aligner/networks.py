@@ -136,12 +136,13 @@ class AlignerNetwork(nn.Module):
         max_scale: float = 2.5, max_angle: float = 60,
         refine_stride: int = 2, # pixels of the frame, from one comparison of lungs to the next
         stage_depth: int | None = None, # as in `limit_depth`
+        confidence: str = "lungs", # or lungs_and_rotation, see `AlignerNetwork.confidence`
     ):
         super().__init__()
         self.config = dict(backbone=backbone, input_size=input_size,
                            frame_height=frame_height, frame_width=frame_width, family=family,
                            max_shift=max_shift, max_scale=max_scale, max_angle=max_angle,
-                           refine_stride=refine_stride, stage_depth=stage_depth)
+                           refine_stride=refine_stride, stage_depth=stage_depth, confidence=confidence)
         self.bounded = BoundedPose(family, max_shift, max_scale, max_angle)
         self.localiser = Localiser(backbone, weights, self.bounded.n_free, input_size, stage_depth)
         self.input_size, self.frame_size = input_size, (frame_height, frame_width)
@@ -247,9 +248,11 @@ def confidence(
     self: AlignerNetwork,
     output: NetworkOutput,
 ) -> Tensor: # (B,) in [0, 1]; NaN: no mean lungs yet
-    "How well the lung map, aligned, covers the mean lungs."
+    """How well the lung map, aligned, covers the mean lungs; with the setting `lungs_and_rotation` times the
+    probability that the image is upright."""
     mean = self.coarse_template()
-    return lung_overlap(warp(output.lungs.sigmoid(), output.affine, mean.shape[-2:]), mean)
+    overlap = lung_overlap(warp(output.lungs.sigmoid(), output.affine, mean.shape[-2:]), mean)
+    return overlap if self.config["confidence"] == "lungs" else overlap * output.rot90.softmax(1)[:, 0]
 
 # %% ../../nbs/30_aligner.networks.ipynb #5223a7a6
 def predict_through(
@@ -384,5 +387,10 @@ class NetworkParams(Params):
         2, ge=1, le=4, description="a pose is refined at every so many pixels of the frame")
     backbone: str = Field("tf_efficientnet_lite0", description="timm model of the localisation network")
     backbone_weights: str = Field("bundled", description="bundled, hub, none, or a file")
+    confidence: Literal["lungs", "lungs_and_rotation"] = Field(
+        "lungs", description="what says how sure a pose is: overlap of the lungs, or that times the "
+                             "probability that the image is upright")
+    confidence_margin: float = Field(
+        0.05, ge=0, lt=1, description="flagged is what lies so far below 99 of 100 training images")
     stage_depth: Optional[int] = Field(
         None, ge=1, description="blocks a stage of the backbone may have, an EfficientNet; None: all it has")

@@ -63,7 +63,8 @@ class AlignerTraining(pl.LightningModule):
         self.strict_loading = False  # the frozen feature network is not part of a checkpoint
         self.network = AlignerNetwork(
             p.backbone, p.backbone_weights, p.input_size, p.frame_height, p.frame_width,
-            p.family, p.max_shift, p.max_scale, p.max_angle, p.refine_stride, p.stage_depth)
+            p.family, p.max_shift, p.max_scale, p.max_angle, p.refine_stride, p.stage_depth,
+            p.confidence)
         if p.start_from: copy_weights(self.network, p.start_from)
         self.average = ModelEmaV3(self.network, decay=p.ema_decay, use_warmup=True, warmup_power=0.75)
         self.average.requires_grad_(False)
@@ -352,7 +353,7 @@ def calibrate(
         affine = refine_pose(affine, lungs, network.lung_template)
         network.lung_template.copy_(warp(lungs, affine, network.frame_size).mean(0, keepdim=True))
     confidence = torch.cat([predict_poses(network, part.to(self.device)).confidence for part in parts])
-    network.min_confidence.copy_(confidence.quantile(0.01) - 0.05)
+    network.min_confidence.copy_(confidence.quantile(0.01) - self.params.confidence_margin)
 
 # %% ../../nbs/35_aligner.training.ipynb #50e76540
 class Export(pl.Callback):

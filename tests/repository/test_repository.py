@@ -407,7 +407,7 @@ def make_help():
 
 def test_make_says_once_how_long_the_release_takes():
     [line] = [line for line in make_help().splitlines() if line.startswith("make release ")]
-    assert line.endswith("(100 minutes)")
+    assert line.endswith("(2 hours)")
 
 def test_make_help_names_every_target_and_how_long_it_takes():
     parts = [ROOT/"Makefile", *sorted((ROOT/"results").glob("*.mk"))]
