@@ -136,7 +136,7 @@ class AlignerNetwork(nn.Module):
         max_scale: float = 2.5, max_angle: float = 60,
         refine_stride: int = 2, # pixels of the frame, from one comparison of lungs to the next
         stage_depth: int | None = None, # as in `limit_depth`
-        confidence: str = "lungs", # or lungs_and_rotation, see `AlignerNetwork.confidence`
+        confidence: str = "overlap", # or overlap_and_certainty, see `AlignerNetwork.confidence`
     ):
         super().__init__()
         self.config = dict(backbone=backbone, input_size=input_size,
@@ -248,11 +248,12 @@ def confidence(
     self: AlignerNetwork,
     output: NetworkOutput,
 ) -> Tensor: # (B,) in [0, 1]; NaN: no mean lungs yet
-    """How well the lung map, aligned, covers the mean lungs; with the setting `lungs_and_rotation` times the
-    probability that the image is upright."""
-    mean = self.coarse_template()
-    overlap = lung_overlap(warp(output.lungs.sigmoid(), output.affine, mean.shape[-2:]), mean)
-    return overlap if self.config["confidence"] == "lungs" else overlap * output.rot90.softmax(1)[:, 0]
+    """How well the lung map, aligned, covers the mean lungs; with the setting `overlap_and_certainty` times
+    how certain the map is, and times the probability that the image is upright."""
+    mean, lungs = self.coarse_template(), output.lungs.sigmoid()
+    overlap = lung_overlap(warp(lungs, output.affine, mean.shape[-2:]), mean)
+    if self.config["confidence"] == "overlap": return overlap
+    return overlap * (2 * lungs - 1).abs().mean((1, 2, 3)) * output.rot90.softmax(1)[:, 0]
 
 # %% ../../nbs/30_aligner.networks.ipynb #5223a7a6
 def predict_through(
@@ -387,9 +388,9 @@ class NetworkParams(Params):
         2, ge=1, le=4, description="a pose is refined at every so many pixels of the frame")
     backbone: str = Field("tf_efficientnet_lite0", description="timm model of the localisation network")
     backbone_weights: str = Field("bundled", description="bundled, hub, none, or a file")
-    confidence: Literal["lungs", "lungs_and_rotation"] = Field(
-        "lungs", description="what says how sure a pose is: overlap of the lungs, or that times the "
-                             "probability that the image is upright")
+    confidence: Literal["overlap", "overlap_and_certainty"] = Field(
+        "overlap", description="what says how sure a pose is: the overlap of the lungs, or that times how "
+                               "certain the lung map and the rotation by 90 degrees are")
     confidence_margin: float = Field(
         0.05, ge=0, lt=1, description="flagged is what lies so far below 99 of 100 training images")
     stage_depth: Optional[int] = Field(
