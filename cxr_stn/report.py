@@ -32,7 +32,8 @@ REASONS = { # worst first
     "unreadable": "The file could not be read or used; nothing was written for it.",
     "blank": "All pixels have the same grey value; nothing was written for it.",
     "no lungs": "Nothing like a pair of lungs was found; the image was left unaligned.",
-    "low overlap": "What was found overlaps the mean lungs too little; the image was left unaligned.",
+    "low overlap": "What was found overlaps the mean lungs too little, or is too uncertain; "
+                   "the image was left unaligned.",
     "lateral by header": "The header calls it a lateral view; the aligner knows frontal ones only.",
     "orientation conflict": "The image seems mirrored, lies on its side or upside down, "
                             "or its header contradicts what is seen.",
@@ -40,7 +41,7 @@ REASONS = { # worst first
                          "In the aligned image air is black.",
     "warning": "Something in the header may matter.",
 }
-NO_LUNGS = 0.9 # times the threshold: with less overlap, no lungs were found at all
+NO_LUNGS = 0.9 # times the threshold: with less confidence, no lungs were found at all
 LATERAL = ("LL", "RL", "LAT", "LLAT", "RLAT") # view positions; LLD and RLD are frontal, lying
 
 # %% ../nbs/81_report.ipynb #a7b3a7f8
@@ -93,7 +94,7 @@ def flag_reasons(
     if _true(row, "flagged") and (confidence < min_confidence or not found["lateral by header"]):
         needed = "" if math.isnan(min_confidence) else f", needed {min_confidence:.2f}"
         reason = "no lungs" if confidence < NO_LUNGS * min_confidence else "low overlap"
-        found[reason].append(said if math.isnan(confidence) else f"overlap {confidence:.2f}{needed}")
+        found[reason].append(said if math.isnan(confidence) else f"confidence {confidence:.2f}{needed}")
     if _true(row, "mirrored"): found["orientation conflict"].append("left and right seem exchanged")
     if abs(theta) > 45: found["orientation conflict"].append(f"rotated by {theta:.0f}°; undone")
     if _true(row, "inverted"): found["polarity conflict"].append("air was white; undone")
@@ -274,7 +275,7 @@ def card_details(
     "The numbers of a row that a person wants to see."
     known = {name: _number(row, name) for name in ("confidence", "theta", "height", "width", "output_height",
                                                    "output_width", "spacing_row", "spacing_column")}
-    parts = {"confidence": "overlap {confidence:.2f}", "theta": "rotated {theta:.0f}°",
+    parts = {"confidence": "confidence {confidence:.2f}", "theta": "rotated {theta:.0f}°",
              "height": "{width:.0f} × {height:.0f} pixels",
              "output_height": "aligned {output_width:.0f} × {output_height:.0f}",
              "spacing_row": "{spacing_column:.3g} × {spacing_row:.3g} mm a pixel"}
@@ -343,7 +344,7 @@ def what_is_shown(
     start, even = f"{limit:,} of {n:,} images are shown:", (limit - n_reasons) // 2
     if n_reasons >= limit: return f"{start} the worst of {n_reasons:,} with a reason."
     return (f"{start} all {n_reasons:,} with a reason, the {limit - n_reasons - even:,} others with the "
-            f"least overlap, and {even:,} at equal distances among the rest.")
+            f"least confidence, and {even:,} at equal distances among the rest.")
 
 # %% ../nbs/81_report.ipynb #18bf81b0
 def thumbnail_bytes(

@@ -122,7 +122,7 @@ OVERVIEW = """
 images: median {{ bars.median }}{% if bars.threshold %}; left of the line, {{ needed }}, images are flagged
 {% endif %}</figcaption>
 <svg class="bars" viewBox="0 0 400 100" role="img"
- aria-label="Histogram of the overlap, from {{ bars.min }} to {{ bars.max }}">
+ aria-label="Histogram of the confidence, from {{ bars.min }} to {{ bars.max }}">
 {% for x, y, width, height in bars.bars %}
 <rect x="{{ x }}" y="{{ y }}" width="{{ width }}" height="{{ height }}"/>
 {% endfor %}
@@ -187,8 +187,8 @@ shows; its top edge is thick and red.</p>
 <form id="controls" hidden><label>Show <select id="filter" autocomplete="off"><option value="all">all</option>
 {% for reason in reasons %}<option>{{ reason }}</option>{% endfor %}<option value="">without a reason</option>
 </select></label><label>Order <select id="order" autocomplete="off"><option value="worst">worst first</option>
-<option value="name">by name</option><option value="low">least overlap first</option>
-<option value="high">most overlap first</option></select></label>
+<option value="name">by name</option><option value="low">least confidence first</option>
+<option value="high">most confidence first</option></select></label>
 <label>Find <input id="find" type="search" placeholder="part of a name" autocomplete="off"></label>
 <output id="count"></output></form>
 <ul id="cards">{% for card in cards %}{{ show(card) }}{% endfor %}</ul></section></main>

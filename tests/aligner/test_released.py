@@ -53,7 +53,7 @@ def test_what_is_no_chest_is_flagged_and_left_as_it_is(aligner, kind):
     image = np.random.default_rng(0).integers(0, 256, (150, 200), dtype=np.uint8)
     if kind == "stripes": image = np.tile(np.uint8([0, 0, 0, 255, 255, 255]), (150, 34))
     a = aligner(image)
-    assert a.flagged and a.confidence < 0.88 and a.pose.theta == 0
+    assert a.flagged and a.confidence < 0.6 and a.pose.theta == 0
 
 def corners_apart(aligner, images):
     """Largest distance between corners of the frame as the graph and as the network see them,

@@ -122,7 +122,7 @@ def test_the_worst_comes_first_with_its_reasons(tmp_path):
     expected = [*list(REASONS)[:3], "no lungs", "low overlap", "lateral by header",
                 *["orientation conflict"] * 2, "polarity conflict", "warning", "", ""]
     assert [reason for reason, _ in shown] == expected
-    assert ("this is a web page" in shown[0][1] and "overlap 0.86, needed 0.88" in shown[4][1]
+    assert ("this is a web page" in shown[0][1] and "confidence 0.86, needed 0.88" in shown[4][1]
             and "rotated by 91°" in shown[7][1])
     counts = [" ".join(text.split()) for _, text in page.all("tr")]
     assert [counts[i] for i in (0, 1, 2)] == ["aligned 6 50.0%", "flagged 4 33.3%", "failed 2 16.7%"]
@@ -168,7 +168,7 @@ def test_of_many_images_the_worst_and_an_even_sample_are_shown(tmp_path):
     page = Page(report(tmp_path, rows, limit=10))
     assert page.names() == ["55", "77", "00", "01", "02", "03", "04", "28", "52", "79"]
     text = " ".join(page.elements[0][2])
-    assert ("10 of 80 images are shown: all 2 with a reason, the 4 others with the least overlap, and 4"
+    assert ("10 of 80 images are shown: all 2 with a reason, the 4 others with the least confidence, and 4"
             in " ".join(text.split()))
     for limit in (1, 2, 3, 79, 80, 81):
         shown = choose_shown(worst_first([{}] * 80, np.arange(80)), 0, limit)
