@@ -93,8 +93,8 @@ def shuffle_tiles(
 ) -> np.ndarray: # (S, S); pixels that fill no tile are 0
     "The same image with its tiles in another order."
     size, shuffled = len(image) // side, np.zeros_like(image)
-    for place, tile in enumerate(rng.permutation(side * side)):
-        (y, x), (v, u) = (np.array(divmod(k, side)) * size for k in (place, tile))
+    for number, tile in enumerate(rng.permutation(side * side)):
+        (y, x), (v, u) = (np.array(divmod(k, side)) * size for k in (number, tile))
         shuffled[y:y + size, x:x + size] = image[v:v + size, u:u + size]
     return shuffled
 
@@ -108,7 +108,7 @@ def randomise_phases(
     made = np.fft.irfft2(np.abs(np.fft.rfft2(image)) * np.exp(1j * np.angle(noise)), image.shape)
     return np.clip(made, 0, 1).astype(np.float32)
 
-
+# %% ../../nbs/34_aligner.data.ipynb #80b675c2
 class NegativeDataset(Dataset):
     "Images that show no chest any more, other ones in every epoch."
     def __init__(self, images: np.ndarray | CachedRows, seed: int = 0): # (N, S, S) uint8

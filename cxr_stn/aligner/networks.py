@@ -30,7 +30,7 @@ def merge_layers(
     between = nn.Conv2d(width, width, 1, bias=False)
     return nn.Sequential(across, between, nn.BatchNorm2d(width), nn.ReLU6(True))
 
-
+# %% ../../nbs/30_aligner.networks.ipynb #0b6494d0
 def limit_depth(
     backbone: nn.Module, # of timm, its `blocks` in stages; it is changed
     stage_depth: int, # blocks a stage may have
@@ -40,7 +40,7 @@ def limit_depth(
         raise ValueError("stage_depth: the backbone has no stages of blocks; choose an EfficientNet, or None")
     for number, stage in enumerate(backbone.blocks): backbone.blocks[number] = stage[:stage_depth]
 
-
+# %% ../../nbs/30_aligner.networks.ipynb #7656199f
 def pyramid_levels(
     backbone: nn.Module, # of timm
 ) -> list[int]: # numbers of its last four levels

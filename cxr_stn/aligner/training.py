@@ -193,7 +193,7 @@ def orientation_losses(
                 mirrored=weighted_sum(entropy(output.mirrored, augmented.mirrored), upright),
                 inverted=weighted_sum(entropy(output.inverted, augmented.inverted)))
 
-
+# %% ../../nbs/35_aligner.training.ipynb #da44437c
 @patch
 def pose_supervision_losses(
     self: AlignerTraining,
@@ -236,7 +236,7 @@ def negative_loss(
     "The lung maps against empty ones."
     return weighted_sum(lung_segmentation_loss(lungs, torch.zeros_like(lungs)))
 
-
+# %% ../../nbs/35_aligner.training.ipynb #2e141dca
 @patch
 def training_step(
     self: AlignerTraining,
