@@ -179,7 +179,7 @@ def small_inverse(
     "The inverse by elimination, row by row: ONNX has none."
     n = len(matrix)
     number = torch.arange(n, device=matrix.device)[:, None]
-    both = torch.cat([matrix, torch.eye(n).to(matrix)], 1)
+    both = torch.cat([matrix, torch.eye(n, dtype=matrix.dtype, device=matrix.device)], 1)
     for k in range(n):
         pivot = both[k] / both[k, k]
         both = torch.where(number == k, pivot, both - both[:, k:k + 1] * pivot)
@@ -191,7 +191,7 @@ def pose_steps(
 ) -> Tensor: # (5, h * w); all 0 if the mean lungs are not known
     "What a difference from the mean lungs, pixel by pixel, says of shifts, log scales and angle."
     slopes = map_slopes(mean)
-    normal, held = slopes @ slopes.T, torch.tensor([0, 0, 0, 0, 1.0, 0, 0, 0, 0], device=mean.device)
+    normal, held = slopes @ slopes.T, torch.arange(9, device=mean.device) == 4  # the angle
     normal = normal + torch.diag(held * normal.diagonal() + 1e-3)
     return (small_inverse(normal) @ slopes)[:5]
 
