@@ -213,8 +213,7 @@ def pose_supervision_losses(
                   lung_segmentation=weighted_sum(lung_segmentation_loss(output.lungs, lungs)))
     if self.params.refined_pose_weight:
         with torch.autocast(self.device.type, enabled=False):  # least squares want all digits
-            refined = self.network.refine(output._replace(affine=output.affine.float(),
-                                                          lungs=output.lungs.float()))
+            refined = self.network.refine(output._replace(lungs=output.lungs.float()))
         losses["refined_pose"] = pose_loss(refined.affine)
     return losses
 
@@ -334,6 +333,24 @@ class TensorBoardImages(pl.Callback):
 # %% ../../nbs/35_aligner.training.ipynb #58486c6e
 @patch
 @torch.no_grad()
+def set_mean_lungs(
+    self: AlignerTraining,
+    images: Tensor, # (N, 1, S, S) training images
+    frame_to_image: Tensor, # (N, 2, 3) frame -> image: where their chests lie
+    batch: int = 64, # images at once
+) -> None:
+    "Take the mean lungs from aligned training images, seen where they lie on an average image."
+    network = self.average.module.eval()
+    seen = [network(warp(part.to(self.device), centring(affine), part.shape[-2:]))
+            for part, affine in zip(images.split(batch), frame_to_image.split(batch))]
+    affine, lungs = torch.cat([s.affine for s in seen]), torch.cat([s.lungs.sigmoid() for s in seen])
+    for _ in range(2):  # by the poses of the network, then by the refined ones
+        affine = refine_pose(affine, lungs, network.lung_template)
+        network.lung_template.copy_(warp(lungs, affine, network.frame_size).mean(0, keepdim=True))
+
+# %% ../../nbs/35_aligner.training.ipynb #1e71aa11
+@patch
+@torch.no_grad()
 def calibrate(
     self: AlignerTraining,
     images: Tensor, # (N, 1, S, S) training images
@@ -345,13 +362,7 @@ def calibrate(
     self.set_canonical(images, frame_to_image)
     taught = self.params.pose_supervision_weight and self.params.lung_segmentation_weight
     if not taught: return  # the lung map means nothing
-    seen = [network(warp(part.to(self.device), centring(affine), part.shape[-2:]))
-            for part, affine in zip(parts, frame_to_image.split(batch))]
-    affine, lungs = torch.cat([s.affine for s in seen]), torch.cat([s.lungs.sigmoid() for s in seen])
-    known = self.params.refined_pose_weight > 0  # it was trained with those of `start_from`
-    for _ in range(0 if known else 2):  # by the poses of the network, then by the refined ones
-        affine = refine_pose(affine, lungs, network.lung_template)
-        network.lung_template.copy_(warp(lungs, affine, network.frame_size).mean(0, keepdim=True))
+    if not self.params.refined_pose_weight: self.set_mean_lungs(images, frame_to_image, batch)
     confidence = torch.cat([predict_poses(network, part.to(self.device)).confidence for part in parts])
     network.min_confidence.copy_(confidence.quantile(0.01) - self.params.confidence_margin)
 
