@@ -376,7 +376,7 @@ class Aligned(HasLungs, WritesTransforms):
     image: np.ndarray # (h, w) or (h, w, C), in the type of the original; zero outside of it
     matrix: np.ndarray # (3, 3) float64, pixel centre (x, y, 1) of the aligned image -> of the original
     pose: Pose # tx, ty, sx, sy, theta: where the frame lies on the original
-    confidence: float = math.nan # 0 to 1: how well the predicted lungs cover the mean lungs; nan: not known
+    confidence: float = math.nan # 0 to 1: how sure it is, see `AlignerNetwork.confidence`; nan: not known
     flagged: bool = False # too little confidence: the image was letterboxed and not aligned
     mirrored: bool = False # left and right seem to be exchanged; this is reported and not undone
     inverted: bool = False # air was white; this has been undone

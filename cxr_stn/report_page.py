@@ -118,7 +118,7 @@ OVERVIEW = """
 <a href="#image-{{ first[reason] }}">{{ reason }}</a>{% else %}{{ reason }}{% endif %}</th>
 <td class="n">{{ "{:,}".format(n) }}</td><td>{{ texts[reason] }}</td></tr>
 {% else %}<tr><td>No image has one.</td></tr>{% endfor %}</table>
-{% if bars %}<figure><figcaption>Overlap of the lungs found with the mean lungs, {{ "{:,}".format(bars.n) }}
+{% if bars %}<figure><figcaption>Confidence of the poses of {{ "{:,}".format(bars.n) }}
 images: median {{ bars.median }}{% if bars.threshold %}; left of the line, {{ needed }}, images are flagged
 {% endif %}</figcaption>
 <svg class="bars" viewBox="0 0 400 100" role="img"
