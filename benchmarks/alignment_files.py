@@ -7,7 +7,8 @@ All rates are images per second and core: images over processor time, in the med
 `align_dataset` is what nbs/align.ipynb does: read, check, preprocess, predict the frame, warp, write the
 image and its record. Its baselines are the least that any such program has to do: bare OpenCV decoding of the
 image and encoding of the aligned image; and the network alone. Images: copies of the originals (1024 px) of
-nih14-sample, else phantoms of 512 px; to the aligner's own frame and to a large one.
+nih14-sample, else phantoms of 512 px; in the command's own size, `native`, in which an image keeps about as
+many pixels as it has, and in the aligner's frame.
 """
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from cxr_stn.sources import load_dataset
 from cxr_stn.inference import Aligner
 from cxr_stn.aligner.batch import align_dataset
 
-LARGE = (960, 768)
+SIZES = {"native": "native", "{} x {}": None} # name -> as `align_dataset` takes it
 
 
 def make_folder(folder, copies):
@@ -57,10 +58,10 @@ def main():
         name = make_folder(folder / "images", given.copies)
         dataset, aligner = load_folder(folder / "images"), Aligner.load()
         paths, done = [Path(path) for path in dataset.table["path"]], iter(range(10**6))
-        for shape in (aligner.frame_size, LARGE):
-            first = align_dataset(dataset, aligner, folder / f"first{shape}", folder / "images", shape)
+        for label, size in SIZES.items():
+            first = align_dataset(dataset, aligner, folder / f"first{size}", folder / "images", size)
             if (first["status"] != "aligned").any(): sys.exit("some images could not be aligned")
-            aligned = [cv2.imread(str(folder / f"first{shape}" / file), cv2.IMREAD_UNCHANGED)
+            aligned = [cv2.imread(str(folder / f"first{size}" / file), cv2.IMREAD_UNCHANGED)
                        for file in first["file"]]
             inputs = np.stack([aligner.preprocess(dataset.read(i)) for i in range(len(dataset))])
             def decode():
@@ -70,11 +71,11 @@ def main():
             works = {"decoding and encoding alone": lambda: (decode(), encode()), "decoding alone": decode,
                      "the network alone": lambda: aligner.predict(inputs),
                      "files to files": lambda: align_dataset(dataset, aligner, folder / f"run{next(done)}",
-                                                             folder / "images", shape)}
+                                                             folder / "images", size)}
             rates = per_second(works, dict.fromkeys(works, len(dataset)), given.repetitions,
                                processor_seconds)
             baseline = rates["decoding and encoding alone"]
-            rows += [(f"{shape[0]} x {shape[1]}", stage, rate, rate / baseline)
+            rows += [(label.format(*aligner.frame_size), stage, rate, rate / baseline)
                      for stage, rate in rates.items()]
     table = pd.DataFrame(rows, columns=["aligned images", "work", "images / s / core",
                                         "times decoding and encoding alone"])

@@ -418,12 +418,12 @@ def align_dataset(
     aligner: Aligner,
     out_dir: Path, # folder of the run
     source: Path | None = None, # folder of the images; None for the phantom
-    shape: tuple[int, int] | None = None, # (height, width) of the aligned images; None: the aligner's
+    size: str | float | tuple[int, int] | None = None, # as `parse_size` gives it; None: the aligner's frame
     progress: bool | None = None, # show a bar; None: in a terminal only
 ) -> pd.DataFrame: # `TRANSFORM_COLUMNS`, one row an image, in the order of `dataset`
     "Align the images that are not aligned yet. ValueError if the folders overlap, OSError if writing fails."
     if source is not None: check_apart(source, out_dir)
-    job = Job(dataset, aligner, Path(out_dir), aligned_files(dataset, source), shape or aligner.frame_size)
+    job = Job(dataset, aligner, Path(out_dir), aligned_files(dataset, source), size or aligner.frame_size)
     return transform_table(run_job(job, progress=progress))
 
 # %% ../../nbs/38_aligner.batch.ipynb #11dc669b

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TrainParams', 'AugmentedDataset', 'shuffle_tiles', 'randomise_phases', 'NegativeDataset', 'AlignerData',
-           'phantom_dataset', 'ask_teacher']
+           'phantom_dataset', 'ask_teacher', 'average_lungs', 'complete_lungs']
 
 # %% ../../nbs/34_aligner.data.ipynb #5d2b1e50
+import math
 from typing import Optional
 
 import numpy as np
@@ -25,10 +26,11 @@ from ..data.augment import (AlbumentationsAugment, augment_config, AugmentationP
                                   match_histogram, N_UNIFORMS)
 from ..phantom.dataset import phantom_truth
 from ..sources import DataParams, load_cache, load_dataset
+from ..stn import compose, invert, warp
 from ..trainer import loader, RunData, RunParams
-from .networks import average_predictions, NetworkParams
+from .networks import average_predictions, NetworkParams, refine_pose
 from .checkpoints import read_network
-from .template import TargetParams
+from .template import canonical_chest, TargetParams
 from .losses import LossParams
 
 # %% ../../nbs/34_aligner.data.ipynb #07f0515c
@@ -38,11 +40,17 @@ class TrainParams(RunParams, AugmentationParams, LossParams, TargetParams, Netwo
         None, description="aligner.safetensors whose weights training begins with; None: pretrained backbone")
     teacher: Optional[str] = Field(
         None, description="aligner.safetensors whose averaged answers are the images' truth; None: none")
+    lung_threshold: Optional[float] = Field(
+        None, gt=0, lt=1, description="complete the teacher's lung maps by the mean lungs of the extra phantoms; "
+                                      "from this probability on they mean lung; None: they stay as they are")
 
     @model_validator(mode="after")
-    def _mean_lungs(self) -> "TrainParams":
-        if self.refined_pose_weight and not self.start_from:
-            raise ValueError("refined_pose_weight needs the mean lungs of an aligner: give start_from")
+    def _has_teacher(self) -> "TrainParams":
+        if self.refined_pose_weight and not (self.start_from or self.teacher):
+            raise ValueError("refined_pose_weight needs the mean lungs of an aligner: give teacher or start_from")
+        if self.lung_threshold and not (self.teacher and self.pose_supervision_weight):
+            raise ValueError("lung_threshold completes a teacher's lung maps by those of phantoms: give teacher "
+                             "and a pose_supervision_weight above 0")
         return self
 
 # %% ../../nbs/34_aligner.data.ipynb #2b64f491
@@ -129,6 +137,7 @@ class AlignerData(RunData):
     def __init__(self, params: TrainParams):
         super().__init__()
         self.params, self.cache = params, load_cache(params, params.input_size)
+        self.mean_lungs: Tensor | None = None  # (1, 1, h, w), as a teacher has found them
         self.train_rows, self.valid_rows = self.cache.rows("train"), self.cache.rows("valid")
         n, n_devices = len(self.train_rows), params.devices * params.num_nodes
         if n < params.batch_size * n_devices:
@@ -185,6 +194,51 @@ def ask_teacher(
     affine, lungs, sure = (torch.cat(values).cpu().numpy() for values in zip(*answers))
     return rows[sure], (affine[sure], lungs[sure])
 
+# %% ../../nbs/34_aligner.data.ipynb #c635e490
+def average_lungs(
+    truth: tuple[np.ndarray, np.ndarray], # frame -> image (N, 2, 3); lungs (N, s, s) in [0, 1]
+    frame_size: tuple[int, int], # (height, width)
+    limit: int = 1000, # images at most
+) -> Tensor: # (1, 1, height, width) in [0, 1]
+    "Mean lungs of images whose frame and lungs are known, in the frame."
+    rows = evenly_spaced(len(truth[0]), limit)
+    affine, lungs = (torch.from_numpy(values[rows]).float() for values in truth)
+    return canonical_chest(lungs[:, None], affine, frame_size)[0]
+
+
+def complete_lungs(
+    truth: tuple[np.ndarray, np.ndarray], # frame -> image (N, 2, 3); lung maps (N, s, s) in [0, 1]
+    prior: Tensor, # (1, 1, h, w) in [0, 1], mean lungs of phantoms in their frame
+    threshold: float, # from this probability on a map means lung
+) -> np.ndarray: # (N, s, s) float16 in [0, 1]
+    "Lung maps and, where nothing can be seen, the mean lungs of phantoms: the product of their odds."
+    def log_odds(maps): return torch.logit(maps.clamp(0.01, 0.99))
+    def seen(lungs): return log_odds(lungs[:, None].float()) - math.log(threshold / (1 - threshold))
+    affine, lungs = map(torch.from_numpy, truth)
+    means = [seen(part).sigmoid()[:, 0] for part in lungs.split(256)]
+    mean = average_lungs((truth[0], torch.cat(means).numpy()), prior.shape[-2:])
+    frame_to_phantoms = invert(refine_pose(torch.eye(2, 3)[None], mean, prior, steps=30))
+    completed = []
+    for frame, part in zip(affine.split(256), lungs.split(256)):
+        image_to_phantoms = compose(frame_to_phantoms.expand_as(frame), invert(frame))
+        expected = warp(prior.expand(len(part), -1, -1, -1), image_to_phantoms, part.shape[-2:])
+        completed.append((seen(part) + log_odds(expected)).sigmoid()[:, 0].half())
+    return torch.cat(completed).numpy()
+
+# %% ../../nbs/34_aligner.data.ipynb #daee8362
+@patch
+def learn_lungs(
+    self: AlignerData,
+    truth: tuple[np.ndarray, np.ndarray], # frame -> image (N, 2, 3); lung maps (N, s, s), as `ask_teacher` has them
+    phantoms: AugmentedDataset | None, # with their truth
+) -> tuple[np.ndarray, np.ndarray]: # the same, the maps completed if that is wanted
+    "Take over a teacher's mean lungs, and complete its lung maps."
+    p, frame_size = self.params, (self.params.frame_height, self.params.frame_width)
+    if p.lung_threshold:
+        truth = truth[0], complete_lungs(truth, average_lungs(phantoms.truth, frame_size), p.lung_threshold)
+    self.mean_lungs = average_lungs(truth, frame_size)
+    return truth
+
 # %% ../../nbs/34_aligner.data.ipynb #23ab5ae2
 @patch
 def train_dataloader(self: AlignerData) -> pl.utilities.CombinedLoader:
@@ -192,11 +246,13 @@ def train_dataloader(self: AlignerData) -> pl.utilities.CombinedLoader:
     p, rows, truth = self.params, self.train_rows, None
     if p.teacher: rows, truth = ask_teacher(p, rows, self.trainer.strategy.root_device)
     cached = CachedRows(self.cache, rows)
+    phantoms = phantom_dataset(p, cached) if p.pose_supervision_weight else None
+    if truth: truth = self.learn_lungs(truth, phantoms)
     images = AugmentedDataset(cached, _settings(p), p.seed, truth)
     loaders = dict(images=loader(images, p, self.trainer))
-    if p.pose_supervision_weight:
+    if phantoms:
         twice = p.model_copy(update=dict(batch_size=2 * p.batch_size))
-        loaders["phantoms"] = loader(phantom_dataset(p, cached), twice, self.trainer, 2 * len(images))
+        loaders["phantoms"] = loader(phantoms, twice, self.trainer, 2 * len(images))
     if p.negatives_weight:
         half = p.model_copy(update=dict(batch_size=(p.batch_size + 1) // 2))
         length = len(images) // p.batch_size * half.batch_size

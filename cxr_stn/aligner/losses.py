@@ -163,7 +163,7 @@ class LossParams(Params):
         10.0, ge=0, description="weight of true poses: of extra phantoms, and a teacher's; 0: no phantoms")
     refined_pose_weight: float = Field(
         0.0, ge=0, description="weight of true poses, held against the pose that the lung map has refined; "
-                               "needs the mean lungs of `start_from`")
+                               "needs the mean lungs of a teacher, or of `start_from`")
     negatives_weight: float = Field(
         0.0, ge=0, description="weight of empty lung maps of images that show no chest; 0: there are none")
     lung_segmentation_weight: float = Field(

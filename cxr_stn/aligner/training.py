@@ -283,6 +283,14 @@ def on_validation_epoch_end(self: AlignerTraining) -> None:
 
 # %% ../../nbs/35_aligner.training.ipynb #4d9c6a23
 @patch
+def on_train_start(self: AlignerTraining) -> None:
+    "Take over a teacher's mean lungs, if it is by them that poses are refined in training."
+    mean = self.trainer.datamodule.mean_lungs
+    if mean is None or not self.params.refined_pose_weight: return
+    for network in (self.network, self.average.module): network.lung_template.copy_(mean)
+
+
+@patch
 def on_train_epoch_start(self: AlignerTraining) -> None:
     "Make the canonical chest before the first epoch, and again when it is time."
     p, epoch = self.params, self.current_epoch

@@ -71,7 +71,7 @@ def test_layout_names_and_bit_depth_stay(folder):
 
 def test_the_table_repeats_the_images(folder):
     import cv2
-    table = run(folder, folder/"whole", shape=None).query("status == 'aligned'")
+    table = run(folder, folder/"whole", size=None).query("status == 'aligned'")
     dataset = load_dataset("folder", folder/"images")
     for _, row in table.iloc[::5].iterrows():
         image = read_image(folder/"images"/row.image)
@@ -216,7 +216,7 @@ def test_a_image_that_broke_loses_its_image(folder, tmp_path):
     assert table.status["ward 1/cut.png"] == "aligned"
     assert (tmp_path/"out"/"images"/"ward 1"/"cut.png").exists()
 
-@pytest.mark.parametrize("change, name", [(dict(shape=(60, 48)), "output size"), (dict(passes=2), "passes"),
+@pytest.mark.parametrize("change, name", [(dict(size=(60, 48)), "output size"), (dict(passes=2), "passes"),
                                           (dict(seed=1), "checkpoint")])
 def test_other_settings_begin_anew(folder, tmp_path, capfd, change, name):
     run(folder, tmp_path)
@@ -224,13 +224,13 @@ def test_other_settings_begin_anew(folder, tmp_path, capfd, change, name):
     before = images(tmp_path)
     if "seed" in change: aligner = Aligner.load(save_aligner(tmp_path/"other.safetensors", seed=1))
     else: aligner = Aligner.load(folder/"aligner.safetensors", passes=change.get("passes"))
-    run(folder, tmp_path, aligner=aligner, shape=change.get("shape"))
+    run(folder, tmp_path, aligner=aligner, size=change.get("size"))
     said = capfd.readouterr().err
     assert f"{name} changed since the last run in this out_dir: its {N} images are removed" in said
     after = images(tmp_path)
     assert all(after[n].shape != before[n].shape or (after[n] != before[n]).any() for n in after)
     assert len(after) == N
-    run(folder, tmp_path, aligner=aligner, shape=change.get("shape"))
+    run(folder, tmp_path, aligner=aligner, size=change.get("size"))
     assert capfd.readouterr().err == ""
 
 def test_other_phantoms_begin_anew(folder, tmp_path, capfd):

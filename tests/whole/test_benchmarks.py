@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 BRIEFLY = {  # script: its words, what the first column of its table must name
     "alignment": ("--images 5 --rounds 1",
                   ["ecc, one image, one thread", "aligner, one image, one thread, whole call"]),
-    "alignment_files": ("--copies 1 --repetitions 1", ["120 x 96", "960 x 768"]),
+    "alignment_files": ("--copies 1 --repetitions 1", ["120 x 96", "native"]),
     "growth": ("--rows 150 300", ["table", "cache", "loader", "trainer", "evaluation"]),
     "input": ("--repetitions 1", ["OpenCV", "cache, rows shuffled", "albumentations, image by image"]),
     "statistics": ("--images 4000 --repetitions 1", ["compare_arms, by patient", "compare_arms, naive"]),
