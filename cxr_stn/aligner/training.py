@@ -226,15 +226,6 @@ def total_loss(
     "Sum of the terms, each with its weight."
     return sum(getattr(self.params, f"{name}_weight") * value for name, value in losses.items())
 
-
-@patch
-def negative_loss(
-    self: AlignerTraining,
-    lungs: Tensor, # (B, 1, h, w) logits of the lung maps of images that show no chest
-) -> tuple[Tensor, Tensor]: # scalars: sum, count
-    "The lung maps against empty ones."
-    return weighted_sum(lung_segmentation_loss(lungs, torch.zeros_like(lungs)))
-
 # %% ../../nbs/35_aligner.training.ipynb #2e141dca
 @patch
 def training_step(
@@ -254,7 +245,9 @@ def training_step(
     terms |= self.image_losses(images, augmented[0], outputs[0])
     for part in zip((images, phantoms), augmented, outputs):
         if "lungs" in part[0]: terms = add_terms(terms, self.pose_supervision_losses(*part))
-    if negatives: terms["negatives"] = self.negative_loss(answer.lungs[m:])
+    if negatives:
+        found = answer.lungs[m:]
+        terms["negatives"] = weighted_sum(lung_segmentation_loss(found, torch.zeros_like(found)))
     losses = shared_means(terms)
     return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
 
