@@ -59,6 +59,7 @@ def _show_intervals(
     ax.hlines(table["y"], table["low"], table["high"], colors=colours, lw=width)
     white = style | dict(palette=dict.fromkeys(arms, "white"))
     for rows, size, kind, zorder in ((table, 58, style, 3), (table[~table["clear"]], 20, white, 4)):
+        if rows.empty: continue  # seaborn would warn of colours that nothing has
         sns.scatterplot(rows, x="difference", y="y", s=size, ax=ax, legend=False, zorder=zorder,
                         linewidth=0, **kind)
 
