@@ -43,7 +43,10 @@ seeds: runs/third_teacher.ipynb ## train the released recipe with two more seeds
 	for set in $(SETS)/release_*.yaml; do run=runs/$$(basename $$set .yaml); mkdir -p $$run; \
 	  $(BIN)/papermill nbs/train.ipynb $$run/train.ipynb -f $(SETS)/release.yaml -f $$set $(BOTH) --log-output; done
 	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/seeds.ipynb -f $(SETS)/evaluate_seeds.yaml $(LUNGMASK) -p out_dir $(SAMPLE)/seeds
-	@cp $(SAMPLE)/seeds/masks.csv $(SAMPLE)/seeds/synthetic_warps.csv results/lungmask-dev/seeds/
+	@cp $(SAMPLE)/seeds/{masks,lung_maps,synthetic_warps}.csv results/lungmask-dev/seeds/
+	for seed in 0 1 2; do [ $$seed = 0 ] && aligner=chest || aligner=runs/release_$$seed; \
+	  $(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/seed_$$seed.ipynb -f $(SETS)/evaluate_seeds_nih.yaml $(BOTH) -p checkpoint $$aligner -p out_dir $(SAMPLE)/seed_$$seed; \
+	  mkdir -p results/nih14-sample/seeds/$$seed; cp $(SAMPLE)/seed_$$seed/*.csv results/nih14-sample/seeds/$$seed/; done
 
 # --- experiments: every run with one thread, so that `make -j2 experiments` uses two cores and changes no digit -------
 COMPARISONS := $(notdir $(basename $(wildcard $(SETS)/comparisons/*.yaml)))

@@ -2,9 +2,10 @@
 
     CXR_STN_DATA=folder python tools/figures.py
 
-The folder holds `lungmask-dev` and `nih14-sample`. Written are
+The folder holds `lungmask-dev`, `nih14-sample` and `nih14-sample-2`. Written are
     results/lungmask-dev/mean_before_after.png   mean of all images, lungs outlined
     results/nih14-sample/before_after.png        six test images of ChestX-ray14 (NIH Clinical Center)
+    results/nih14-sample/stored_mirrored.png     three training images of it that are stored mirrored
 """
 import os
 from pathlib import Path
@@ -23,7 +24,8 @@ from cxr_stn.evaluation.tables import make_method, Method, read_all
 from cxr_stn.evaluation.figures import plot_mean_images
 
 RESULTS = Path(__file__).resolve().parent.parent/"results"
-SETS = ("lungmask-dev", "nih14-sample")
+SETS = ("lungmask-dev", "nih14-sample", "nih14-sample-2")
+STORED_MIRRORED = ("00002645_002.png", "00018902_000.png", "00020440_000.png") # letters, heart, stomach say so
 
 
 def data_folder():
@@ -62,6 +64,20 @@ def before_after(folder, aligner, n=6, shape=(225, 180)):
     figure.tight_layout(pad=0.3, h_pad=0.8)
     return figure
 
+def stored_mirrored(folders, aligner):
+    "Images of ChestX-ray14 whose letters and hearts lie on the wrong side, as they are stored"
+    dataset = load_chestxray14(folders)
+    rows = [list(dataset.table["image"]).index(name) for name in STORED_MIRRORED]
+    figure, axes = plt.subplots(1, len(rows), figsize=(1.7 * len(rows), 2.1))
+    for ax, i in zip(axes, rows):
+        image = dataset.read(i)
+        assert aligner(image).mirrored, f"{dataset.table['image'].iat[i]} is not called mirrored"
+        ax.imshow(to_unit(image), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(dataset.table["image"].iat[i], fontsize=7)
+        ax.axis("off")
+    figure.tight_layout(pad=0.3)
+    return figure
+
 def save(figure, path, colors=96, dpi=130):
     "Write a figure as a PNG of few colours"
     figure.set_dpi(dpi)
@@ -74,6 +90,8 @@ def main():
     folder, aligner = data_folder(), Aligner.load()
     save(mean_before_after(folder/"lungmask-dev", aligner), RESULTS/"lungmask-dev"/"mean_before_after.png")
     save(before_after(folder/"nih14-sample", aligner), RESULTS/"nih14-sample"/"before_after.png")
+    both = f"{folder/'nih14-sample'}{os.pathsep}{folder/'nih14-sample-2'}"
+    save(stored_mirrored(both, aligner), RESULTS/"nih14-sample"/"stored_mirrored.png")
 
 
 if __name__ == "__main__": main()
