@@ -25,7 +25,7 @@ from cxr_stn.evaluation.figures import plot_mean_images
 
 RESULTS = Path(__file__).resolve().parent.parent/"results"
 SETS = ("lungmask-dev", "nih14-sample", "nih14-sample-2")
-STORED_MIRRORED = ("00002645_002.png", "00018902_000.png", "00020440_000.png") # letters, heart, stomach say so
+STORED_MIRRORED = ("00002645_002.png", "00018902_000.png", "00020440_000.png") # by letters and hearts
 
 
 def data_folder():

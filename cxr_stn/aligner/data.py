@@ -41,16 +41,17 @@ class TrainParams(RunParams, AugmentationParams, LossParams, TargetParams, Netwo
     teacher: Optional[str] = Field(
         None, description="aligner.safetensors whose averaged answers are the images' truth; None: none")
     lung_threshold: Optional[float] = Field(
-        None, gt=0, lt=1, description="complete the teacher's lung maps by the mean lungs of the extra phantoms; "
-                                      "from this probability on they mean lung; None: they stay as they are")
+        None, gt=0, lt=1, description="complete the teacher's lung maps by the phantoms' mean lungs; from this "
+                                      "probability on the maps mean lung; None: they stay as they are")
 
     @model_validator(mode="after")
     def _has_teacher(self) -> "TrainParams":
         if self.refined_pose_weight and not (self.start_from or self.teacher):
-            raise ValueError("refined_pose_weight needs the mean lungs of an aligner: give teacher or start_from")
+            raise ValueError("refined_pose_weight needs the mean lungs of an aligner: give teacher or "
+                             "start_from")
         if self.lung_threshold and not (self.teacher and self.pose_supervision_weight):
-            raise ValueError("lung_threshold completes a teacher's lung maps by those of phantoms: give teacher "
-                             "and a pose_supervision_weight above 0")
+            raise ValueError("lung_threshold completes a teacher's lung maps by those of phantoms: give "
+                             "teacher, and a pose_supervision_weight above 0")
         return self
 
 # %% ../../nbs/34_aligner.data.ipynb #2b64f491
@@ -229,7 +230,7 @@ def complete_lungs(
 @patch
 def learn_lungs(
     self: AlignerData,
-    truth: tuple[np.ndarray, np.ndarray], # frame -> image (N, 2, 3); lung maps (N, s, s), as `ask_teacher` has them
+    truth: tuple[np.ndarray, np.ndarray], # frame -> image (N, 2, 3); lung maps (N, s, s): a teacher's
     phantoms: AugmentedDataset | None, # with their truth
 ) -> tuple[np.ndarray, np.ndarray]: # the same, the maps completed if that is wanted
     "Take over a teacher's mean lungs, and complete its lung maps."

@@ -193,7 +193,7 @@ def lung_map_table(
     methods: list[Method], # those that are no aligners are left out
     shape: tuple[int, int], # (h, w) of the output frame
 ) -> pd.DataFrame: # one row an aligner: method, images, dice, dice_p5, missed, extra
-    "The lungs as aligners show them on the aligned images, judged by lung masks; nothing outside the frame is."
+    "The lungs that aligners show on the aligned images, judged by lung masks; nothing outside the frame is."
     rows = []
     for method in methods:
         if method.aligner is None: continue
@@ -202,8 +202,9 @@ def lung_map_table(
         found = np.stack([a.lungs for a in aligned])
         both, size = (found & true).sum((1, 2)), true.sum((1, 2))
         dice = 2 * both / (found.sum((1, 2)) + size)
-        rows.append(dict(method=method.name, images=len(images), dice=dice.mean(), dice_p5=np.percentile(dice, 5),
-                         missed=1 - (both / size).mean(), extra=((found & ~true).sum((1, 2)) / size).mean()))
+        rows.append(dict(method=method.name, images=len(images), dice=dice.mean(),
+                         dice_p5=np.percentile(dice, 5), missed=1 - (both / size).mean(),
+                         extra=((found & ~true).sum((1, 2)) / size).mean()))
     return pd.DataFrame(rows, columns=["method", "images", "dice", "dice_p5", "missed", "extra"])
 
 # %% ../../nbs/42_evaluation.tables.ipynb #e83c4ec1
