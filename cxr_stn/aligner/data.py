@@ -41,8 +41,8 @@ class TrainParams(RunParams, AugmentationParams, LossParams, TargetParams, Netwo
     teacher: Optional[str] = Field(
         None, description="aligner.safetensors whose averaged answers are the images' truth; None: none")
     lung_threshold: Optional[float] = Field(
-        None, gt=0, lt=1, description="complete the teacher's lung maps by the phantoms' mean lungs; from this "
-                                      "probability on the maps mean lung; None: they stay as they are")
+        None, gt=0, lt=1, description="complete the teacher's lung maps by the phantoms' mean lungs; from "
+                                      "this probability on the maps mean lung; None: they stay as they are")
 
     @model_validator(mode="after")
     def _has_teacher(self) -> "TrainParams":
