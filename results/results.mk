@@ -46,7 +46,7 @@ seeds: runs/third_teacher.ipynb ## train the released recipe with two more seeds
 	@cp $(SAMPLE)/seeds/{masks,lung_maps,synthetic_warps}.csv results/lungmask-dev/seeds/
 	for seed in 0 1 2; do [ $$seed = 0 ] && aligner=chest || aligner=runs/release_$$seed; \
 	  $(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/seed_$$seed.ipynb -f $(SETS)/evaluate_seeds_nih.yaml $(BOTH) -p checkpoint $$aligner -p out_dir $(SAMPLE)/seed_$$seed; \
-	  mkdir -p results/nih14-sample/seeds/$$seed; cp $(SAMPLE)/seed_$$seed/*.csv results/nih14-sample/seeds/$$seed/; done
+	  mkdir -p results/nih14-sample/seeds/$$seed; cp $(SAMPLE)/seed_$$seed/{synthetic_warps,orientation,confidence}.csv results/nih14-sample/seeds/$$seed/; done
 
 # --- experiments: every run with one thread, so that `make -j2 experiments` uses two cores and changes no digit -------
 COMPARISONS := $(notdir $(basename $(wildcard $(SETS)/comparisons/*.yaml)))
