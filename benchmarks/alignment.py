@@ -43,11 +43,11 @@ def load(count):
     return images, [others.read(i) for i in range(60)], dataset.name
 
 
-def one_by_one(folder, dataset):
-    "Work that places one image after the other."
+def one_by_one(align, dataset):
+    "Work that aligns one image after the other."
     def work():
         for image in dataset:
-            try: folder(image)
+            try: align(image)
             except AlignmentFailed: pass
     return work
 
@@ -56,10 +56,10 @@ def baselines(dataset, others, shape):
     "Name -> (work, images in it) of all baselines that are installed."
     works = {}
     for name in ("ecc", "simpleitk", "kornia", "lungs_finder"):
-        try: folder = make_baseline(name, shape, mean_chest(others, shape))
+        try: align = make_baseline(name, shape, mean_chest(others, shape))
         except BaselineUnavailable as error: print(error, file=sys.stderr); continue
         few = dataset[:max(5, len(dataset) // 5)] if name in SLOW else dataset
-        works[f"{name}, one image, one thread"] = one_by_one(folder, few), len(few)
+        works[f"{name}, one image, one thread"] = one_by_one(align, few), len(few)
     return works
 
 
@@ -77,6 +77,8 @@ def main():
     pose = one_by_one(lambda image: aligner.predict(aligner.preprocess(image)[None]), dataset)
     works["aligner, one image, one thread, pose"] = pose, n
     works["aligner, one image, one thread, whole call"] = one_by_one(aligner, dataset), n
+    twice = Aligner.load(given.checkpoint, passes=2)
+    works["aligner, one image, one thread, whole call, two passes"] = one_by_one(twice, dataset), n
     works["aligner, batch, 1 core, whole call"] = (lambda: aligner.batch(dataset)), n
     os.sched_setaffinity(0, {min(cores)})
     seconds = interleaved({name: work for name, (work, _) in works.items()}, given.rounds, time.perf_counter)

@@ -38,6 +38,12 @@ results-sample: $(READY) ## judge them on real images in CXR_STN_DATA, into resu
 	  $(if $(PRIOR),-f $(SETS)/evaluate_sample_prior_method.yaml) -p out_dir $(SAMPLE)/test
 	@cp $(SAMPLE)/lungmask/*.csv $(SAMPLE)/lungmask/mean_images.png results/lungmask-dev/
 	@cp $(SAMPLE)/test/*.csv results/nih14-sample/
+	@mkdir -p results/{lungmask-dev,nih14-sample}/two_passes
+	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/two_passes.ipynb -f $(SETS)/evaluate_two_passes.yaml $(LUNGMASK) -p out_dir $(SAMPLE)/two_passes
+	$(BIN)/papermill nbs/evaluate.ipynb $(SAMPLE)/two_passes_nih.ipynb -f $(SETS)/evaluate_two_passes.yaml $(BOTH) -p data nih -p synthetic_warps 196 \
+	  -p out_dir $(SAMPLE)/two_passes_nih
+	@cp $(SAMPLE)/two_passes/{masks,lung_maps,synthetic_warps,orientation}.csv results/lungmask-dev/two_passes/
+	@cp $(SAMPLE)/two_passes_nih/{synthetic_warps,orientation}.csv results/nih14-sample/two_passes/
 seeds: runs/third_teacher.ipynb ## train the released recipe with two more seeds, and judge them (1 hour)
 	@mkdir -p $(SAMPLE) results/lungmask-dev/seeds
 	for set in $(SETS)/release_*.yaml; do run=runs/$$(basename $$set .yaml); mkdir -p $$run; \
