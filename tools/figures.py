@@ -20,7 +20,7 @@ from cxr_stn.resampling import resample
 from cxr_stn.data.images import to_unit
 from cxr_stn.data.datasets import evenly_spaced, load_chestxray14, load_masked
 from cxr_stn.inference import Aligner
-from cxr_stn.evaluation.tables import make_method, Method, read_all
+from cxr_stn.evaluation.tables import aligner_method, make_method, read_all
 from cxr_stn.evaluation.figures import plot_mean_images
 
 RESULTS = Path(__file__).resolve().parent.parent/"results"
@@ -40,7 +40,7 @@ def two_methods(aligner, shape):
     "Whole image in the output frame, and aligned"
     letterbox = make_method("letterbox", shape, None)
     letterbox.name = "unaligned"
-    return [letterbox, Method("aligned", lambda image: aligner(image, shape).matrix, letterbox.align)]
+    return [letterbox, aligner_method("aligned", aligner, shape)]
 
 def mean_before_after(folder, aligner, shape=(300, 240)):
     "Mean of all images with lung masks, unaligned and aligned"

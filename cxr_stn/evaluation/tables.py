@@ -194,11 +194,11 @@ def lung_map_table(
     shape: tuple[int, int], # (h, w) of the output frame
 ) -> pd.DataFrame: # one row an aligner: method, images, dice, dice_p5, missed, extra
     "The lungs that aligners show on the aligned images, judged by lung masks; nothing outside the frame is."
-    rows = []
+    masks, rows = [dataset.mask(i) for i in range(len(dataset))], []
     for method in methods:
         if method.aligner is None: continue
         aligned = method.aligner.batch(images, shape)
-        true = np.stack([warp_mask(dataset.mask(i), a.matrix, shape) for i, a in enumerate(aligned)])
+        true = np.stack([warp_mask(mask, a.matrix, shape) for mask, a in zip(masks, aligned)])
         found = np.stack([a.lungs for a in aligned])
         both, size = (found & true).sum((1, 2)), true.sum((1, 2))
         dice = 2 * both / (found.sum((1, 2)) + size)

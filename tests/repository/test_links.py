@@ -129,6 +129,7 @@ def test_figures_say_what_data_is_missing(monkeypatch, tmp_path):
 
 SHOWN = [("lungmask-dev", "masks.csv", ["images", "dice", "dice_p5", "dispersion", "full_lung_rate",
                                         "failures"]),
+         ("lungmask-dev", "lung_maps.csv", ["images", "dice", "dice_p5", "missed", "extra"]),
          ("lungmask-dev", "seeds/masks.csv", ["images", "dice", "dice_p5", "dispersion", "full_lung_rate"]),
          ("nih14-sample", "synthetic_warps.csv", ["images", "median_share", "failed"]),
          ("nih14-sample", "orientation.csv", ["images", "recognised", "restored", "called_mirrored",
