@@ -86,10 +86,12 @@ def equivariance_loss(
 def anchor_loss(
     affine: Tensor, # (B, 2, 3) frame -> image
     anchor: Tensor, # (1, 6) pose of the canonical crop, as `crop_pose` gives it
-) -> Tensor: # scalar
+    weight: Tensor, # (B,) 1 where a pose counts, else 0
+) -> Tensor: # scalar; 0 where none counts
     "Squared distance of a batch's mean pose from the anchor: shift, log scale and angle."
     def numbers(pose): return torch.cat([pose[:, :2], pose[:, 2:4].log(), pose[:, 4:5]], 1)
-    return (numbers(affine_to_pose(affine)).mean(0) - numbers(anchor)[0]).square().sum()
+    apart = numbers(affine_to_pose(affine)) - numbers(anchor)
+    return ((apart * weight[:, None]).sum(0) / weight.sum().clamp(min=1)).square().sum()
 
 # %% ../../nbs/33_aligner.losses.ipynb #35392063
 def lung_segmentation_loss(

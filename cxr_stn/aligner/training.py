@@ -9,6 +9,7 @@ __all__ = ['copy_weights', 'AlignerTraining', 'image_strip', 'TensorBoardImages'
 # %% ../../nbs/35_aligner.training.ipynb #4058b5e4
 import shutil
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -43,7 +44,9 @@ def copy_weights(
     for each place. Blocks that the network has not are left out (`stage_depth`). CheckpointError if the two
     differ in any other way."""
     other, own = read_network(input_path(path))[0], network.state_dict()
-    weights = {name: value for name, value in other.state_dict().items() if name in own}
+    blocks = "localiser.backbone.blocks."
+    weights = {name: value for name, value in other.state_dict().items()
+               if name in own or not name.startswith(blocks)}
     if other.input_size != network.input_size:
         weights |= {name: own[name] for name in own if name.startswith("localiser.answer.")}
     try: network.load_state_dict(weights)
@@ -61,10 +64,8 @@ class AlignerTraining(pl.LightningModule):
         self.save_hyperparameters()
         p = self.params = TrainParams(**params)
         self.strict_loading = False  # the frozen feature network is not part of a checkpoint
-        self.network = AlignerNetwork(
-            p.backbone, p.backbone_weights, p.input_size, p.frame_height, p.frame_width,
-            p.family, p.max_shift, p.max_scale, p.max_angle, p.refine_stride, p.stage_depth,
-            p.confidence)
+        settings = p.model_dump(include=set(signature(AlignerNetwork).parameters))
+        self.network = AlignerNetwork(weights=p.backbone_weights, **settings)
         if p.start_from: copy_weights(self.network, p.start_from)
         self.average = ModelEmaV3(self.network, decay=p.ema_decay, use_warmup=True, warmup_power=0.75)
         self.average.requires_grad_(False)
@@ -145,8 +146,10 @@ def similarity_losses(
     upright: Tensor, # (B,) 1 where the augmented copy was upright, else 0
 ) -> dict[str, tuple]: # name: (sum, count)
     "How well the aligned images resemble the canonical chest: grey values, features, anchor."
-    p, shape, anchor = self.params, self.network.frame_size, anchor_loss(frame_to_image, self.anchor)
-    losses = dict(anchor=(anchor, torch.ones_like(anchor)))
+    p, shape, losses = self.params, self.network.frame_size, {}
+    if p.anchor_weight:
+        count = upright.sum()
+        losses["anchor"] = anchor_loss(frame_to_image, self.anchor, upright) * count, count
     if not (p.pixel_weight or p.perceptual_weight): return losses
     aligned = warp(image, frame_to_image, shape)
     seen = warp(torch.ones_like(image), frame_to_image, shape).detach()

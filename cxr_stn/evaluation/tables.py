@@ -324,15 +324,16 @@ def _uint8(field: np.ndarray) -> np.ndarray:
     return cv2.normalize(field, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
-def _noise(rng: np.random.Generator) -> np.ndarray: # (160, 160) uint8
+def _noise(rng: np.random.Generator) -> np.ndarray: # (H, W) uint8, 120 to 200 pixels each
     "Noise of a random grain."
-    return _uint8(cv2.GaussianBlur(rng.standard_normal((160, 160)), (0, 0), rng.uniform(0.5, 12)))
+    field = rng.standard_normal(rng.integers(120, 201, 2))
+    return _uint8(cv2.GaussianBlur(field, (0, 0), rng.uniform(0.5, 12)))
 
 
-def _shade(rng: np.random.Generator) -> np.ndarray: # (160, 160) uint8
+def _shade(rng: np.random.Generator) -> np.ndarray: # (H, W) uint8, 120 to 200 pixels each
     "An even slope of grey in a random direction."
-    a, b = rng.normal(0, 1, 2)
-    return _uint8(a * np.linspace(0, 1, 160) + b * np.linspace(0, 1, 160)[:, None])
+    (a, b), (h, w) = rng.normal(0, 1, 2), rng.integers(120, 201, 2)
+    return _uint8(a * np.linspace(0, 1, w) + b * np.linspace(0, 1, h)[:, None])
 
 
 def _tiles(rng: np.random.Generator, images: list) -> np.ndarray: # (160, 160) uint8
