@@ -3,11 +3,12 @@
     make gpu-check, or
     python benchmarks/gpu.py [--steps 60] [--rounds 3] [--input-size 224] [--batch-size 32] [--workers 4]
 
-Checks: a step of each training computes the same on both devices; so does the released aligner by ONNX
-Runtime; images kept on the GPU are those that the loader brings; no step makes the host wait for the GPU; two
-GPUs end with the same weights. Measures: images a second of each training and of inference, in interleaved
-rounds, beside a bare loop and the input pipeline alone, and torch's memory. What goes wrong in one row loses
-no other; the exit status is 1 if any check differs or fails. Images: phantoms.
+Checks: a step of each training, the classifier's also with a transformer in it, computes the same on both
+devices; so do the released aligner by ONNX Runtime and the frames of the arm `aligned`; images kept on the
+GPU are those that the loader brings; no step makes the host wait for the GPU; two GPUs end with the same
+weights. Measures: images a second of each training and of inference, in interleaved rounds, beside a bare
+loop and the input pipeline alone, and torch's memory. What goes wrong in one row loses no other; the exit
+status is 1 if any check differs or fails. Images: phantoms.
 """
 import sys
 from pathlib import Path
@@ -30,15 +31,21 @@ import pytorch_lightning as pl
 import torch
 
 from benchmarks.timing import command_line, scratch, write_report
-from benchmarks.training import bare_steps, batches, Clock, fit_steps, kept, lightning_steps, prepare, Steps
+from benchmarks.training import (bare_steps, batches, Clock, fit_steps, kept, lightning_steps, maker, prepare,
+                                 Steps)
+from cxr_stn.data.cache import build_cache
 from cxr_stn.trainer import quiet
 from cxr_stn.aligner.networks import predict_poses
-from cxr_stn.inference import Aligner
+from cxr_stn.aligner.checkpoints import read_network
+from cxr_stn.classifier.arms import predict_frames
+from cxr_stn.classifier.model import end_to_end_network
+from cxr_stn.classifier.training import ClassifierTraining, ClassifyParams
+from cxr_stn.inference import Aligner, find_checkpoint
 
 # Another order of the weights in memory, on a CPU, changes losses by up to 2e-6 of themselves and a gradient
 # by up to 1e-3 of its norm. ONNX Runtime may use TF32 on a GPU; corners are in pixels.
 LOSSES, GRADIENT, CORNERS = 1e-4, 1e-2, 0.5
-EVERY_LOSS = dict(aligner=dict(pixel_weight=1.0, perceptual_weight=1.0, anchor_weight=1.0), classifier={})
+EVERY_LOSS = dict(aligner=dict(pixel_weight=1.0, perceptual_weight=1.0, anchor_weight=1.0))
 VARIANTS = {"": {}, ", bf16-mixed": dict(precision="bf16-mixed"), ", compiled": dict(compile=True)}
 NO_GPU = (f"gpu-check did not run: it looked for a CUDA device, and torch {torch.__version__} found none; it "
           "needs an NVIDIA GPU with its driver, a torch built for CUDA (pip install torch) and, for the "
@@ -110,10 +117,7 @@ def load_aligner(device):
     "The released aligner on a device, and on no other."
     if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise NotRun("onnxruntime-gpu is not installed")
-    aligner = Aligner.load(device=str(device))
-    if aligner.on_cpu != (device.type == "cpu"):
-        raise RuntimeError("ONNX Runtime cannot load its CUDA libraries and would compute on the CPU")
-    return aligner
+    return Aligner.load(device=str(device))
 
 
 def onnx_agrees(images, device):
@@ -124,6 +128,31 @@ def onnx_agrees(images, device):
                    for where in (torch.device("cpu"), device))
     np.testing.assert_allclose(there, here, rtol=0, atol=CORNERS)
     return f"{np.abs(there - here).max():.2g} px", f"the corners of {len(images)} frames within {CORNERS} px"
+
+
+def frames_agree(dataset, device, folder):
+    "The corners of the frame in the arm `aligned`, by torch on the device beside the CPU."
+    network = read_network(find_checkpoint(None, ".safetensors"))[0]
+    images = build_cache(dataset, network.input_size, folder / "cache").images[:64]
+    corners = torch.tensor([[-1.0, 1, -1, 1], [-1, -1, 1, 1], [1, 1, 1, 1]])
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        here, there = (predict_frames(network.to(where), images) @ corners * network.input_size / 2
+                       for where in (torch.device("cpu"), device))
+    torch.testing.assert_close(there, here, rtol=0, atol=CORNERS)
+    apart = float((there - here).abs().max())
+    return f"{apart:.2g} px", f"the corners of {len(images)} frames within {CORNERS} px"
+
+
+def with_transformer(training):
+    "The classifier's training with a transformer in it, which begins as the released aligner."
+    params, data, _ = training
+    params = params.model_copy(update=dict(arm="end_to_end", stn_init="aligner"))
+    prevalence = data.labels("train").mean(0).tolist()
+
+    def begin(settings):
+        stn, _ = end_to_end_network(ClassifyParams(**settings), data.cache.dataset)
+        return ClassifierTraining(settings, prevalence, stn)
+    return params, data, partial(maker, begin, params)
 
 
 def cache_agrees(data, device):
@@ -181,6 +210,7 @@ class Ranks(Clock):
 def trained(training, devices, steps, folder, clock):
     "Mean step and final weights of every process of a short training."
     params, data, make = training
+    data.trainer = None  # it holds an earlier module
     several, left = dict(devices=devices, strategy="ddp_spawn"), folder / f"{devices}_devices"
     left.mkdir(parents=True)
     fit_steps(make(), data, params.model_copy(update=several), steps, left, Ranks(clock, left))
@@ -263,12 +293,16 @@ def all_rows(given, device, n_devices, folder):
     data = trainings["classifier"][1]
     images = list(np.array(data.cache.images[:size]))
     rows = [checked("released aligner, ONNX Runtime, GPU beside CPU", onnx_agrees, images, device),
-            checked("image cache on the GPU", cache_agrees, data, device)]
+            checked("image cache on the GPU", cache_agrees, data, device),
+            checked("arm aligned: frames, GPU beside CPU", frames_agree, data.cache.dataset, device, folder)]
+    trainings["end_to_end"] = with_transformer(trainings["classifier"])
     for name, training in trainings.items():
         own, clock = folder / name, choose_clock(device)
-        rows += [checked(f"{name}: a step, GPU beside CPU", step_agrees, training, device, EVERY_LOSS[name]),
+        rows += [checked(f"{name}: a step, GPU beside CPU", step_agrees, training, device,
+                         EVERY_LOSS.get(name, {})),
                  checked(f"{name}: no waiting in a step", no_waiting, training, steps, own),
                  checked(f"{name}: two GPUs", two_devices, training, steps // 2, own, device, n_devices)]
+        if name == "end_to_end": continue  # the classifier's loop, which is measured already
         n_images = dict(aligner=3 * size, classifier=size)[name]  # of the aligner with its phantoms
         rows += measure(name, training_works(training, steps, own, device), n_images, rounds, device)
         rows += measure(name, {"inference, torch": partial(

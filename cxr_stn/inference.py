@@ -84,6 +84,7 @@ def choose_provider(
     if not has_cuda:
         raise ValueError(f"device {device!r} cannot be used here: ONNX Runtime has no CUDA; choose auto or "
                          "cpu, or install onnxruntime-gpu in place of onnxruntime")
+    if hasattr(onnxruntime, "preload_dlls"): onnxruntime.preload_dlls()  # those of pip's packages
     return "CUDAExecutionProvider", {"device_id": int(number or 0)}
 
 # %% ../nbs/37_inference.ipynb #8a1fbfec
@@ -169,6 +170,9 @@ def open_session(
     try: session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as error:  # ONNX Runtime has a class of its own for each kind
         raise CheckpointError(f"checkpoint {name} cannot be read: {str(error).splitlines()[0]}") from None
+    if device.startswith("cuda") and session.get_providers()[0] != provider[0]:
+        raise ValueError(f"device {device!r} cannot be used here: ONNX Runtime could not load its CUDA "
+                         "libraries; install those that onnxruntime-gpu needs, or choose auto or cpu")
     known = session.get_modelmeta().custom_metadata_map
     if known.get("format") != ONNX_FORMAT:
         raise CheckpointError(f"checkpoint {name} is not an aligner of this program")

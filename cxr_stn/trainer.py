@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REMARKS', 'RunParams', 'EpochSampler', 'ResumableLoader', 'loader', 'set_up', 'share_batch_norm', 'freeze_batch_norm',
            'make_optimizer', 'EpochLog', 'choose_device', 'started_processes', 'check_start', 'choose_strategy',
-           'threads', 'quiet', 'StepSeeds', 'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes', 'read_checkpoint',
-           'RunData', 'bare_trainer']
+           'threads', 'full_precision', 'quiet', 'StepSeeds', 'StepCheckpoint', 'WholeCheckpoints', 'tensor_shapes',
+           'read_checkpoint', 'RunData', 'RateLog', 'bare_trainer']
 
 # %% ../nbs/29_trainer.ipynb #f8a2fb2e
 import contextlib
@@ -56,8 +56,8 @@ class RunParams(Params):
     batch_norm: Literal["device", "synchronised", "frozen"] = Field(
         "device",
         description="statistics of batch norm: of each device's batch, of all (GPUs only), or frozen")
-    precision: str = Field(
-        "32-true", description="Lightning's name of the precision: 32-true, bf16-mixed, 16-mixed, ...")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="of the networks' layers; poses, warps and losses always have 32 bits")
     strategy: str = Field("auto", description="Lightning's name of the strategy for several devices")
     num_nodes: int = Field(1, ge=1, description="machines")
     channels_last: bool = Field(
@@ -198,7 +198,8 @@ class EpochLog(pl.Callback):
         self.sums = values + self.sums.to(values.device)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
-        sums = trainer.strategy.reduce(self.sums.clone(), reduce_op="mean").cpu()  # of all devices
+        sums = self.sums.to(module.device, copy=True)  # devices that exchange values know no others
+        sums = trainer.strategy.reduce(sums, reduce_op="mean").cpu()
         checkpoint["epoch_log"] = dict(names=self.names, sums=sums, steps=self.steps)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
@@ -272,12 +273,23 @@ def choose_strategy(
 # %% ../nbs/29_trainer.ipynb #226bd844
 @contextlib.contextmanager
 def threads(params: DataParams) -> Iterator[None]:
-    "One thread a process where several processes share a CPU; put back afterwards."
-    before = torch.get_num_threads()
-    on_cpu = params.accelerator == "cpu" or not torch.cuda.is_available()
-    if params.devices > 1 and on_cpu: torch.set_num_threads(1)
+    "One thread a process where there are several; put back afterwards."
+    before, said = torch.get_num_threads(), "OMP_NUM_THREADS" in os.environ
+    if params.devices > 1:
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # or Lightning divides the cores among the processes
     try: yield
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
+        if not said: os.environ.pop("OMP_NUM_THREADS", None)
+
+# %% ../nbs/29_trainer.ipynb #74c29f8f
+def full_precision(
+    device: torch.device, # of what is computed
+) -> contextlib.AbstractContextManager:
+    "A context in which autocast changes no precision."
+    if not torch.amp.is_autocast_available(device.type): return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 # %% ../nbs/29_trainer.ipynb #d00c2105
 REMARKS = ("does not have many workers", "number of training batches", "was not used", "Checkpoint directory",
@@ -390,6 +402,16 @@ class RunData(pl.LightningDataModule):
             raise OSError(f"the first process has found {first!r} in the run's folder, and this one "
                           f"{self.found!r}: on several machines out_dir must be a folder that all share")
 
+# %% ../nbs/29_trainer.ipynb #b8a9fada
+class RateLog(pl.Callback):
+    "Logs the learning rate of every group of weights, and waits for no device."
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int,
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps: return
+        groups = enumerate(trainer.optimizers[0].param_groups)
+        trainer.logger.log_metrics({f"lr/{k}": group["lr"] for k, group in groups}, trainer.global_step)
+
 # %% ../nbs/29_trainer.ipynb #7a718168
 def bare_trainer(
     params: RunParams, # that are `DataParams` too
@@ -397,12 +419,12 @@ def bare_trainer(
     callbacks: list[pl.Callback], # called before the last checkpoint is written
 ) -> pl.Trainer:
     "A Lightning trainer that logs to TensorBoard and keeps the last checkpoint, also inside an epoch."
-    from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+    from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
     last = ModelCheckpoint(folder / "checkpoints", filename="last", enable_version_counter=False,
                            save_on_train_epoch_end=True)
     within = StepCheckpoint(folder / "checkpoints" / "last.ckpt", params.checkpoint_steps)
-    callbacks = [StepSeeds(params.seed), *callbacks, LearningRateMonitor("step"), last]
+    callbacks = [StepSeeds(params.seed), *callbacks, RateLog(), last]
     if params.checkpoint_steps: callbacks.append(within)
     logger = TensorBoardLogger(folder, name="tensorboard", version="")
     return pl.Trainer(

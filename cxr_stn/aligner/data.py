@@ -178,7 +178,7 @@ def ask_teacher(
     rows: np.ndarray, # of training images
     device: torch.device | str = "cpu", # that the teacher computes on
     batch: int = 64, # images at once
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]: # the rows it is sure of; their truth: frame, lungs
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]: # (N,) bool: sure of it; frames (N, 2, 3), lung maps
     """What `params.teacher` says of training images. CheckpointError if it is no aligner, ValueError if its
     frame has other proportions."""
     network = read_network(input_path(params.teacher))[0].to(device).eval()
@@ -193,7 +193,7 @@ def ask_teacher(
         affine, lungs, confidence = average_predictions(network, part)
         answers.append((affine, lungs[:, 0].half(), confidence >= network.min_confidence))
     affine, lungs, sure = (torch.cat(values).cpu().numpy() for values in zip(*answers))
-    return rows[sure], (affine[sure], lungs[sure])
+    return sure, (affine, lungs)
 
 # %% ../../nbs/34_aligner.data.ipynb #c635e490
 def average_lungs(
@@ -245,7 +245,10 @@ def learn_lungs(
 def train_dataloader(self: AlignerData) -> pl.utilities.CombinedLoader:
     "Batches of images, beside batches of phantoms with true poses where these have a weight."
     p, rows, truth = self.params, self.train_rows, None
-    if p.teacher: rows, truth = ask_teacher(p, rows, self.trainer.strategy.root_device)
+    if p.teacher:
+        sure, truth = ask_teacher(p, rows, self.trainer.strategy.root_device)
+        sure = self.trainer.strategy.broadcast(sure)  # processes that differ by an image would wait for ever
+        rows, truth = rows[sure], tuple(values[sure] for values in truth)
     cached = CachedRows(self.cache, rows)
     phantoms = phantom_dataset(p, cached) if p.pose_supervision_weight else None
     if truth: truth = self.learn_lungs(truth, phantoms)

@@ -24,8 +24,8 @@ from ..runs import Run
 from ..stn import compose, mirror_frame, pose_to_affine, warp
 from ..data.augment import augment_config, Augmented, BatchAugment
 from ..backbones import FeatureNetwork
-from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, make_optimizer, quiet,
-                             read_checkpoint, set_up, share_batch_norm, threads)
+from ..trainer import (bare_trainer, check_start, EpochLog, freeze_batch_norm, full_precision,
+                             make_optimizer, quiet, read_checkpoint, set_up, share_batch_norm, threads)
 from .networks import (AlignerNetwork, centring, locate, NetworkOutput, predict_poses,
                                       refine_pose)
 from .checkpoints import read_network, save_network
@@ -69,6 +69,7 @@ class AlignerTraining(pl.LightningModule):
         if p.start_from: copy_weights(self.network, p.start_from)
         self.average = ModelEmaV3(self.network, decay=p.ema_decay, use_warmup=True, warmup_power=0.75)
         self.average.requires_grad_(False)
+        self.average._sr_generator = None  # for weights of 16 bits; no other process could be given it
         self.augment = BatchAugment(augment_config(p), p.input_size)
         self.features = FeatureNetwork(p.loss_network, p.loss_network_weights, p.loss_layers)
         self.register_buffer("anchor", crop_pose(*p.crop))
@@ -214,10 +215,7 @@ def pose_supervision_losses(
     lungs = warp(lungs, augmented.augmented_to_image, lungs.shape[-2:])
     losses = dict(pose_supervision=pose_loss(output.affine),
                   lung_segmentation=weighted_sum(lung_segmentation_loss(output.lungs, lungs)))
-    if self.params.refined_pose_weight:
-        with torch.autocast(self.device.type, enabled=False):  # least squares want all digits
-            refined = self.network.refine(output._replace(lungs=output.lungs.float()))
-        losses["refined_pose"] = pose_loss(refined.affine)
+    if self.params.refined_pose_weight: losses["refined_pose"] = pose_loss(self.network.refine(output).affine)
     return losses
 
 # %% ../../nbs/35_aligner.training.ipynb #8eaa1461
@@ -229,6 +227,29 @@ def total_loss(
     "Sum of the terms, each with its weight."
     return sum(getattr(self.params, f"{name}_weight") * value for name, value in losses.items())
 
+# %% ../../nbs/35_aligner.training.ipynb #a8b87924
+@patch
+def all_losses(
+    self: AlignerTraining,
+    batches: tuple[dict, dict | None], # of images, of phantoms if there are any
+    augmented: list[Augmented], # the copies of each
+    every: Augmented, # all copies together, m of them
+    answer: NetworkOutput, # what the network says of these, and after them of negatives
+) -> dict[str, tuple]: # name: (sum, count)
+    "The terms of images, phantoms and negatives."
+    n, m = len(augmented[0].images), len(every.images)
+    answer = NetworkOutput(*(part.float() for part in answer))
+    def output(rows): return NetworkOutput(*(part[rows] for part in answer))
+    outputs = output(slice(n)), output(slice(n, m))
+    terms = self.orientation_losses(every, output(slice(m)))
+    terms |= self.image_losses(batches[0], augmented[0], outputs[0])
+    for part in zip(batches, augmented, outputs):
+        if "lungs" in part[0]: terms = add_terms(terms, self.pose_supervision_losses(*part))
+    if len(answer.lungs) > m:
+        found = answer.lungs[m:]
+        terms["negatives"] = weighted_sum(lung_segmentation_loss(found, torch.zeros_like(found)))
+    return terms
+
 # %% ../../nbs/35_aligner.training.ipynb #2e141dca
 @patch
 def training_step(
@@ -238,21 +259,14 @@ def training_step(
 ) -> dict[str, Tensor]: # loss and every term, scalars
     "The loss of a batch of images and, where there are any, phantoms and negatives."
     images, phantoms, negatives = (batch.get(name) for name in ("images", "phantoms", "negatives"))
-    augmented = [self.augment_batch(images)] + ([self.augment_batch(phantoms, 1)] if phantoms else [])
-    every = Augmented(*(torch.cat(parts) for parts in zip(*augmented)))
-    n, m = len(augmented[0].images), len(every.images)
-    answer = self.network(torch.cat([every.images, negatives["image"]]) if negatives else every.images)
-    def output(rows): return NetworkOutput(*(part[rows] for part in answer))
-    outputs = output(slice(n)), output(slice(n, m))
-    terms = self.orientation_losses(every, output(slice(m)))
-    terms |= self.image_losses(images, augmented[0], outputs[0])
-    for part in zip((images, phantoms), augmented, outputs):
-        if "lungs" in part[0]: terms = add_terms(terms, self.pose_supervision_losses(*part))
-    if negatives:
-        found = answer.lungs[m:]
-        terms["negatives"] = weighted_sum(lung_segmentation_loss(found, torch.zeros_like(found)))
-    losses = shared_means(terms)
-    return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
+    with full_precision(self.device):
+        augmented = [self.augment_batch(images)] + ([self.augment_batch(phantoms, 1)] if phantoms else [])
+        every = Augmented(*(torch.cat(parts) for parts in zip(*augmented)))
+    shown = torch.cat([every.images, negatives["image"]]) if negatives else every.images
+    answer = self.network(shown)
+    with full_precision(self.device):
+        losses = shared_means(self.all_losses((images, phantoms), augmented, every, answer))
+        return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
 
 # %% ../../nbs/35_aligner.training.ipynb #0f3d1135
 @patch
@@ -262,10 +276,12 @@ def validation_step(
     index: int, # of the batch
 ) -> None:
     "Collect sums and counts of the terms of validation images."
-    augmented = self.augment_batch(batch)
+    with full_precision(self.device): augmented = self.augment_batch(batch)
     output = self.average.module(augmented.images)
-    terms = self.orientation_losses(augmented, output) | self.image_losses(batch, augmented, output)
-    terms["orientation_error"] = weighted_sum((output.rot90.argmax(1) != augmented.rot90).float())
+    with full_precision(self.device):
+        output = NetworkOutput(*(part.float() for part in output))
+        terms = self.orientation_losses(augmented, output) | self.image_losses(batch, augmented, output)
+        terms["orientation_error"] = weighted_sum((output.rot90.argmax(1) != augmented.rot90).float())
     self._seen.append({f"valid_{name}": torch.stack(pair) for name, pair in terms.items()})
 
 
@@ -381,6 +397,7 @@ class Export(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, module: AlignerTraining) -> None:
         if not trainer.is_global_zero: return
         data = trainer.datamodule
+        module.to(trainer.strategy.root_device)  # from which Lightning has taken it already
         module.calibrate(data.images(data.train_rows, module.params.n_canonical))
         save_network(self.path, module.average.module, module.canonical,
                      epochs=trainer.current_epoch, **self.metadata)

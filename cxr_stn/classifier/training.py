@@ -29,9 +29,9 @@ from ..runs import atomic_write, Run
 from ..stn import compose, warp_antialiased
 from ..data.cache import ImageCache
 from ..data.datasets import digest
-from ..trainer import (bare_trainer, check_start, choose_device, EpochLog, freeze_batch_norm, loader,
-                             make_optimizer, quiet, read_checkpoint, RunData, RunParams, set_up,
-                             share_batch_norm, threads)
+from ..trainer import (bare_trainer, check_start, choose_device, EpochLog, freeze_batch_norm,
+                             full_precision, loader, make_optimizer, quiet, read_checkpoint, RunData,
+                             RunParams, set_up, share_batch_norm, threads)
 from ..aligner.networks import AlignerNetwork, predict_poses
 from .arms import (affine_table, aligner_checksum, arm_affines, ArmDataset, Augmentation,
                                      build_arm_cache, InputParams, read_affines)
@@ -105,9 +105,10 @@ def inputs(
     batch: dict, # of `ArmDataset`: image (B, 1, S, S) uint8, input_to_image, augmented_to_input (B, 2, 3)
 ) -> Tensor: # (B, 1, input_size, input_size) in [0, 1]
     "The classifier's input, sampled once."
-    images = batch["image"].float() / 255
-    affine = compose(self.locate(images, batch["input_to_image"]), batch["augmented_to_input"])
-    return warp_antialiased(images, affine, self.params.input_size)
+    with full_precision(self.device):  # see 29_trainer
+        images = batch["image"].float() / 255
+        affine = compose(self.locate(images, batch["input_to_image"]), batch["augmented_to_input"])
+        return warp_antialiased(images, affine, self.params.input_size)
 
 
 @patch
