@@ -107,6 +107,8 @@ def run_align(
     table, written = align_images(params, images, load_aligner(params))
     failed = table[table["status"] == "failed"]
     say_failed(failed["image"], failed["reason"])
+    if count := images.dataset.counts.get("files without a row"):
+        print(f"{count} images have no row in {os.path.join(params.input, 'index.csv')} and were left out")
     if written: print(f"{params.out_dir}: {', '.join(written)}")
     elif params.shard != "1/1": print("the tables are written by the shard that finishes last")
     counts = count_outcomes(table.to_dict("records"))

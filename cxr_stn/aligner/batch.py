@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'MAX_NATIVE', 'RECORDS_FORMAT', 'FLAGS', 'SIZE_COLUMNS', 'HEADER_COLUMNS', 'TRANSFORM_COLUMNS', 'OFFICIAL',
            'parse_size', 'output_shape', 'png_names', 'aligned_files', 'check_apart', 'read_records', 'append_records',
            'Job', 'Shard', 'parse_shard', 'source_stat', 'is_done', 'choose_record', 'records_files', 'discard',
-           'earlier_records', 'sweep', 'current_records', 'resume', 'make_record', 'write_one', 'align_one',
-           'transform_table', 'align_rows', 'run_job', 'align_dataset', 'copy_labels', 'write_results']
+           'earlier_records', 'check_outputs', 'sweep', 'current_records', 'resume', 'make_record', 'write_one',
+           'align_one', 'transform_table', 'align_rows', 'run_job', 'align_dataset', 'copy_labels', 'write_results']
 
 # %% ../../nbs/38_aligner.batch.ipynb #26e75cb7
 import json
@@ -164,6 +164,10 @@ class Job:
         "The file of image `i`."
         return "" if self.dataset.kind == "phantom" else str(self.dataset.table["path"].iat[i])
 
+    def originals(self) -> list[str]: # none for synthetic radiographs
+        "The files of all images, those of other shards too."
+        return [] if self.dataset.kind == "phantom" else self.dataset.table["path"].astype(str).tolist()
+
     def description(self) -> str: # one line
         "What tells aligned images from those of another run."
         return f"cxr_stn aligner {self.aligner.checksum[:12]}, size {self.size}, passes {self.aligner.passes}"
@@ -264,6 +268,27 @@ def earlier_records(
             for name, record in found.items(): records.setdefault(name, []).append(record)
     return records
 
+# %% ../../nbs/38_aligner.batch.ipynb #5b0d93fe
+def check_outputs(
+    job: Job,
+    rows: Iterable[int], # of the images that are to be aligned
+) -> None:
+    "ValueError if an output would lie among the originals, or is there already and no run wrote it."
+    originals, names = job.originals(), [name for i in rows for name in job.outputs(i)]
+    folders = {os.path.dirname(path) for path in originals}
+    folders |= {os.path.dirname(os.path.realpath(path)) for path in originals if os.path.islink(path)}
+    real = {os.path.realpath(folder) for folder in folders}
+    among = {top for top in map(os.path.dirname, names) if os.path.realpath(job.out_dir / top) in real}
+    for name in names if among else ():
+        if os.path.dirname(name) in among:
+            raise ValueError(f"out_dir = {job.out_dir}: {name} is one of the originals, or lies among them; "
+                             "choose an out_dir elsewhere")
+    if records_files(job.out_dir) or (job.out_dir / "aligner.json").is_file(): return
+    for name in ("index.csv", "transforms.csv", *names):
+        if os.path.lexists(job.out_dir / name):
+            raise ValueError(f"out_dir = {job.out_dir}: {name} is there already, and no run wrote it; "
+                             "choose an empty out_dir")
+
 # %% ../../nbs/38_aligner.batch.ipynb #cf6fe4fe
 def sweep(
     job: Job,
@@ -296,11 +321,18 @@ def resume(
     shard: Shard,
     rows: list[int], # of its images
 ) -> dict[int, dict]: # row -> record
-    "What need not be done again, or has failed before; ValueError as for `earlier_records`."
+    """What need not be done again, or has failed before.
+
+    Raises: ValueError as for `earlier_records` and `check_outputs`.
+    """
+    check_outputs(job, rows)
     alone, path = shard.count == 1, shard.folder(job.out_dir) / "records.jsonl"
     records = {i: record for i, record in current_records(job, rows, alone).items() if record is not None}
     sweep(job, rows, alone)
-    lines = [job.settings(), *records.values()]
+    wanted, files = ({names[i] for i in rows} for names in (job.dataset.table["image"], job.files))
+    others = [record for name, record in read_records(path)[1].items()
+              if name not in wanted and record["file"] not in files]
+    lines = [job.settings(), *others, *records.values()]
     atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return records
 

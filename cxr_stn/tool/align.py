@@ -4,25 +4,28 @@
 
 # %% auto #0
 __all__ = ['SIZE_NOW', 'GIVEN_UP', 'LIST_ENDINGS', 'BOX_EDGES', 'InputParams', 'OutputParams', 'AlignParams', 'read_list',
-           'Images', 'open_listed', 'open_input', 'open_images', 'read_boxes', 'map_box_table', 'write_tables',
-           'claim_shards', 'align_shard', 'load_aligner', 'align_images']
+           'Images', 'open_listed', 'list_named', 'read_named', 'open_input', 'open_images', 'read_boxes',
+           'check_named', 'map_box_table', 'write_tables', 'claim_shards', 'align_shard', 'load_aligner', 'check_boxes',
+           'align_images']
 
 # %% ../../nbs/82_tool.align.ipynb #93910c15
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import numpy as np
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from ..config import input_path, output_path, Params
 from ..runs import claim, Run
-from ..data.chestxray14 import MetadataError, read_rows
+from ..data.chestxray14 import MetadataError, read_rows, read_text
 from ..data.datasets import evenly_spaced, ImageDataset, load_folder
+from ..data.images import ImageError, Radiograph
 from ..data.dicom import list_radiographs, read_radiograph
 from ..sources import ImageParams, load_dataset
 from ..aligned import Aligned
@@ -122,9 +125,11 @@ def read_list(
             raise MetadataError(f"{path}: no column path, file or image; columns seen: {', '.join(table)}")
         table = table.assign(image=table[column]).drop(columns=["path"], errors="ignore")
     else:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).split("\n")
         table = pd.DataFrame({"image": [line.strip() for line in lines if line.strip()]}, dtype=object)
     if not len(table): raise MetadataError(f"{path}: there is no path in it")
+    if table["image"].str.contains("\0", regex=False).any():
+        raise MetadataError(f"{path}: there are zero bytes in it; save the list as UTF-8")
     if (again := table["image"].duplicated()).any():
         raise MetadataError(f"{path}: {table['image'][again].iloc[0]!r} is listed twice")
     return table.assign(path=[os.path.abspath(path.parent / name) for name in table["image"]])
@@ -155,6 +160,24 @@ def open_listed(
     dataset = ImageDataset(table, name, reader=reader)
     return Images(dataset, aligned_files(dataset, Path(os.path.commonpath(folders))), None)
 
+# %% ../../nbs/82_tool.align.ipynb #3ce81f70
+def list_named(
+    folder: Path, # searched with its subfolders
+) -> list[Path]: # names that are no UTF-8 with escapes: of no file, but fit for a table
+    "The radiographs of a folder."
+    names = (str(path.relative_to(folder)) for path in list_radiographs(folder))
+    return [folder / name.encode("utf-8", "backslashreplace").decode() for name in names]
+
+
+def read_named(
+    path: str, # as `list_named` gives it
+    frame: int | None = None, # which image of a DICOM file with several, from 1
+) -> Radiograph:
+    "A radiograph; ImageError if it cannot be read, or if its name is not UTF-8."
+    if "\\udc" in path and not os.path.exists(path):
+        raise ImageError(path, "rename it: its name is not UTF-8")
+    return read_radiograph(path, frame=frame)
+
 # %% ../../nbs/82_tool.align.ipynb #765dfbe2
 def open_input(
     path: Path, # an image, a folder, or a list
@@ -165,7 +188,7 @@ def open_input(
     "What the command was given. ValueError, MetadataError or FileNotFoundError says what is wrong with it."
     if path.is_dir():
         check_apart(path, out_dir)
-        dataset = load_folder(path, find=list_radiographs, reader=partial(read_radiograph, frame=frame))
+        dataset = load_folder(path, find=list_named, reader=partial(read_named, frame=frame))
         if n_images is not None: dataset = dataset.select(evenly_spaced(len(dataset), n_images))
         return Images(dataset, aligned_files(dataset, path), path)
     if path.suffix.lower() in LIST_ENDINGS: table = read_list(path)
@@ -199,12 +222,25 @@ def read_boxes(
     if missing := [name for name in ("image", *BOX_EDGES) if name not in boxes]:
         raise MetadataError(f"{path}: no column {', '.join(missing)}; columns seen: {', '.join(boxes)}")
     edges = boxes[BOX_EDGES].apply(pd.to_numeric, errors="coerce").astype(float)
-    bad = edges.isna().any(axis=1) | (edges["left"] > edges["right"]) | (edges["top"] > edges["bottom"])
+    bad = (edges["left"] > edges["right"]) | (edges["top"] > edges["bottom"])
+    bad |= ~np.isfinite(edges).all(axis=1)
     if bad.any():
         raise MetadataError(f"{path}, row {boxes.index[bad][0]}: left, top, right, bottom are no box")
     return boxes.assign(**edges)
 
 # %% ../../nbs/82_tool.align.ipynb #f42dcde5
+def check_named(
+    boxes: pd.DataFrame, # with the column image
+    names: Iterable[str], # of the images
+    path: Path, # of the boxes, for messages
+) -> None:
+    "MetadataError names a box whose image is not among the images."
+    known = dict.fromkeys(names)
+    if unknown := [name for name in boxes["image"] if name not in known]:
+        example = f", such as {next(iter(known))!r}" if known else ": there are none"
+        raise MetadataError(f"{path}: {unknown[0]!r} is not among the images{example}")
+
+# %% ../../nbs/82_tool.align.ipynb #0a8d45e2
 def map_box_table(
     boxes: pd.DataFrame, # as `read_boxes` gives it
     table: pd.DataFrame, # of transforms
@@ -213,8 +249,7 @@ def map_box_table(
 ) -> pd.DataFrame: # of those boxes whose image was aligned; the same columns
     "Boxes on the other side of the transform; MetadataError names an image that is not in the table."
     rows = {row["image"]: row for _, row in table.iterrows()}
-    if unknown := [name for name in boxes["image"] if name not in rows]:
-        raise MetadataError(f"{path}: {unknown[0]!r} is not among the images, such as {next(iter(rows))!r}")
+    check_named(boxes, rows, path)
     boxes = boxes[[rows[name]["status"] == "aligned" for name in boxes["image"]]].copy()
     for name, part in boxes.groupby("image"):
         aligned, edges = Aligned.load(rows[name]), part[BOX_EDGES].to_numpy(float)
@@ -287,6 +322,17 @@ def load_aligner(params: AlignParams) -> Aligner:
     return Aligner.load(params.checkpoint, params.device, params.passes)
 
 
+def check_boxes(
+    path: Path, # of the boxes
+    images: Images, # that will be aligned
+    out_dir: Path, # folder of the aligned images
+) -> None:
+    "ValueError if the boxes cannot be carried, or would be replaced by what they become."
+    check_named(read_boxes(path), images.dataset.table["image"], path)
+    if path.resolve() == (out_dir / "boxes.csv").resolve():
+        raise ValueError(f"boxes = {path} would be overwritten; choose an out_dir elsewhere")
+
+# %% ../../nbs/82_tool.align.ipynb #c58d20f9
 def align_images(
     params: AlignParams,
     images: Images, # as `open_images` gives them
@@ -297,8 +343,8 @@ def align_images(
 
     Raises: ValueError for boxes or records that do not fit, OSError if writing fails or the folder is in use.
     """
-    if params.boxes is not None: read_boxes(input_path(params.boxes))  # before hours of work, not after them
     out_dir, shard = output_path(params.out_dir), parse_shard(params.shard)
+    if params.boxes is not None: check_boxes(input_path(params.boxes), images, out_dir)
     job = Job(images.dataset, aligner, out_dir, images.files, parse_size(params.size), params.masks,
               params.dicom_out, params.frame)
     if shard.count > 1: return align_shard(params, images, job, shard, progress)

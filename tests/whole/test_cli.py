@@ -1,6 +1,6 @@
 """The command from the shell's point of view: exit codes, sizes, lists, masks, boxes, the way back, shards
 that are killed, and a quick start."""
-import json, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 
 import cv2, numpy as np, pandas as pd, pytest, yaml
 from helpers import DATA, environment, save_aligner
@@ -80,6 +80,7 @@ def test_exit_codes_and_the_last_line(align, place, tmp_path):
     (("-i", "originals", "-o", "out", "--checkpoint", "nowhere"), "checkpoint nowhere does not exist"),
     (("-i", "originals", "-o", "originals/out"), "one lies in the other"),
     (("-i", "list.txt", "-o", "originals"), "holds originals"),
+    (("-i", "originals/ward 0", "-o", "out", "--boxes", "boxes.csv"), "'ward 0/02.png' is not among"),
     (("-i", "originals", "-o", "out", "--boxes", "list.csv"), "no column image, left, top, right, bottom")])
 def test_wrong_arguments(command, place, words, message):
     code, said, errors = command("align", *words)
@@ -235,6 +236,89 @@ def test_lungs_come_out(command, place, tmp_path):
         again = Aligned.load(row).apply(back) > 0
         assert back.shape == (row["height"], row["width"])
         assert 2 * (again & (mask > 0)).sum() / (again.sum() + (mask > 0).sum()) > .99
+
+
+# --- nothing is lost ----------------------------------------------------------------------------------------
+
+def snapshot(folder): return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+@pytest.mark.parametrize("name", ["images", "masks", "dicom"])
+def test_originals_are_safe_behind_links(align, tmp_path, name):
+    source, out = tmp_path/"in", tmp_path/"out"
+    write_png(source/"a.png", Phantom(n_images=1, size=64)[0].image)
+    before = snapshot(source)
+    out.mkdir()
+    (out/name).symlink_to(source, target_is_directory=True)
+    code, _, errors = align(source, out, "--masks", "--dicom-out")
+    assert code == 2 and f"{name}/a." in errors and "choose an out_dir elsewhere" in errors
+    assert snapshot(source) == before
+
+def test_originals_that_are_links_are_safe(align, tmp_path):
+    store, source, out = tmp_path/"store", tmp_path/"in", tmp_path/"out"
+    write_png(store/"a.png", Phantom(n_images=1, size=64)[0].image)
+    source.mkdir(), out.mkdir()
+    (source/"a.png").symlink_to(store/"a.png")
+    (out/"images").symlink_to(store, target_is_directory=True)
+    before = snapshot(store)
+    assert align(source, out)[0] == 2 and snapshot(store) == before
+
+def test_files_of_others_are_safe(align, place, tmp_path):
+    for name in ("index.csv", "transforms.csv", "images/02.png", "masks/02.png"):
+        out = tmp_path/name.replace("/", " ")
+        (out/name).parent.mkdir(parents=True)
+        (out/name).write_text("precious")
+        for shard in ("1/1", "1/2"):
+            code, _, errors = align("originals/ward 0/02.png", out, "--masks", "--shard", shard)
+            assert code == 2 and f"{name} is there already" in errors
+            assert (out/name).read_text() == "precious"
+
+def test_a_short_run_loses_nothing(align, place, tmp_path):
+    align("originals", tmp_path)
+    whole, before = tables(tmp_path), {p: p.stat().st_mtime_ns for p in list_images(tmp_path)}
+    align("originals", tmp_path, "--n-images", 1)
+    assert len(transforms(tmp_path)) == 1
+    assert len(read_records(tmp_path/"records.jsonl")[1]) == N + 1
+    align("originals", tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in list_images(tmp_path)} == before and tables(tmp_path) == whole
+
+def test_images_without_a_row_are_counted(align, tmp_path):
+    phantom = Phantom(n_images=3, size=64, seed=1)
+    for i in range(3): write_png(tmp_path/"in"/f"{i}.png", phantom[i].image)
+    (tmp_path/"in"/"index.csv").write_text("image\n1.png\n")
+    code, said, _ = align(tmp_path/"in", tmp_path/"out")
+    assert code == 0 and said.endswith("\n1 aligned, 0 flagged, 0 failed\n")
+    assert f"2 images have no row in {tmp_path/'in'/'index.csv'} and were left out\n" in said
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_name_that_is_no_text(align, tmp_path, shards):
+    write_png(tmp_path/"in"/"a.png", Phantom(n_images=1, size=64)[0].image)
+    os.link(tmp_path/"in"/"a.png", os.fsencode(tmp_path/"in") + b"/b\xe9.png")
+    for k in range(shards):
+        code, _, errors = align(tmp_path/"in", tmp_path/"out", "--report", "--shard", f"{k + 1}/{shards}")
+    assert code == 1 and r"b\udce9.png: rename it: its name is not UTF-8" in errors
+    assert transforms(tmp_path/"out")["status"].to_dict() == {"a.png": "aligned", r"b\udce9.png": "failed"}
+
+@pytest.mark.parametrize("words", [("-i", "maps", "-o", "in"), ("-i", "maps", "-o", "a/images"),
+                                   ("-i", "maps", "-o", "a"), ("-i", "a/boxes.csv", "-o", "a")])
+def test_the_way_back_replaces_nothing(align, command, tmp_path, words):
+    write_png(tmp_path/"in"/"7.png", Phantom(n_images=1, size=64)[0].image)
+    (tmp_path/"boxes.csv").write_text("image,left,top,right,bottom\n7.png,2,3,6,7\n")
+    align(tmp_path/"in", tmp_path/"a", "--boxes", tmp_path/"boxes.csv")
+    write_png(tmp_path/"maps"/"7.png", np.ones((9, 9), np.uint8))
+    before = snapshot(tmp_path)
+    given = [word if word.startswith("-") else tmp_path/word for word in words]
+    code, _, errors = command("restore", *given, "-t", tmp_path/"a")
+    assert code == 2 and "choose an" in errors and snapshot(tmp_path) == before
+
+def test_two_maps_of_one_name(align, command, tmp_path):
+    write_png(tmp_path/"in"/"7.png", Phantom(n_images=1, size=64)[0].image)
+    align(tmp_path/"in", tmp_path/"a")
+    for ending in ("png", "bmp"):
+        (tmp_path/"maps").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path/"maps"/f"7.{ending}"), np.ones((9, 9), np.uint8))
+    code, _, errors = command("restore", "-i", tmp_path/"maps", "-t", tmp_path/"a", "-o", tmp_path/"b")
+    assert code == 2 and "7.bmp and 7.png would both become 7.png" in errors and not (tmp_path/"b").exists()
 
 
 # --- the way back -------------------------------------------------------------------------------------------
