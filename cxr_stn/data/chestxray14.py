@@ -14,6 +14,7 @@ import csv
 import difflib
 import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,12 +62,14 @@ def fields_per_row(
 def read_rows(
     path: str | os.PathLike, # a CSV file with a header
 ) -> pd.DataFrame: # strings, one column per name of the header; index: the row number in the file
-    "Read a CSV file as strings; MetadataError for another delimiter or a row of another length."
+    "Read a CSV file as strings; MetadataError for another delimiter, a name twice, a row of another length."
     text = read_text(path)
     header = [name.strip() for name in next(csv.reader(text.split("\n", 1)))]
     while header and not header[-1]: header.pop()
     if len(header) == 1 and (other := [mark for mark in (";", "\t", "|") if mark in header[0]]):
         raise MetadataError(f"{path}: the columns are separated by {other[0]!r}; save it with commas")
+    if again := [name for i, name in enumerate(header) if name in header[:i] and re.search(r"[^\W\d]", name)]:
+        raise MetadataError(f"{path}: column {again[0]!r} is duplicated; remove or rename one of the two")
     widths = fields_per_row(text, path)
     rows = pd.read_csv(io.StringIO(text), names=range(max(widths)), header=None, skiprows=1, dtype=str,
                        na_filter=False, skip_blank_lines=False)

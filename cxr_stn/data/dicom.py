@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from .images import (check_pixels, has_image_ending, ImageError, list_images, Radiograph,
-                                 read_image)
+from .images import (check_pixels, file_radiograph, has_image_ending, ImageError, list_images,
+                                 Radiograph)
 from .dicom_values import (COLOURS, flatten_groups, GROUP_TAGS, integer, mask_bits, numbers,
                                        SPACING_TAGS, to_radiograph)
 
@@ -247,8 +247,7 @@ def read_radiograph(
 ) -> Radiograph:
     "Read a DICOM file or an image file; ImageError with path and reason if that is not possible."
     if is_dicom(path): return read_dicom(path, frame, max_pixels)
-    image = read_image(path, max_pixels)
-    return Radiograph(image, image)
+    return file_radiograph(path, max_pixels)
 
 
 def is_radiograph(

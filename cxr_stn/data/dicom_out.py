@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OUTDATED', 'OUTDATED_GROUPS', 'CALIBRATION_TAGS', 'OPPOSITE', 'SECONDARY_CAPTURE', 'PLAIN_CLASSES', 'LOSSY',
-           'remove_outdated', 'scale_spacing', 'set_spacing', 'rotate_orientation', 'set_pixels', 'derived_uid',
-           'set_identity', 'code_item', 'purpose_item', 'set_derivation', 'derive', 'write_dicom']
+           'remove_outdated', 'scale_spacing', 'set_spacing', 'rotate_orientation', 'check_image', 'set_pixels',
+           'derived_uid', 'set_identity', 'code_item', 'purpose_item', 'set_derivation', 'derive', 'derived_dicom',
+           'write_dicom']
 
 # %% ../../nbs/18_data.dicom_out.ipynb #79193d44
 import hashlib
@@ -105,13 +106,20 @@ def rotate_orientation(
     return "/".join(directions)
 
 # %% ../../nbs/18_data.dicom_out.ipynb #ac220dce
+def check_image(
+    image: np.ndarray,
+) -> None:
+    "ValueError if an array is no image that can be written."
+    if image.ndim != 2 or not image.size or image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"expected (h, w) uint8 or uint16, not {image.dtype} {image.shape}")
+
+# %% ../../nbs/18_data.dicom_out.ipynb #9c7c2c43
 def set_pixels(
     ds: Any, # pydicom Dataset; changed in place
     image: np.ndarray, # (h, w) uint8 or uint16; dense tissue is bright
 ) -> None:
     "Put an image into a header, with all that is needed to show it; ValueError for another type or shape."
-    if image.ndim != 2 or not image.size or image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"expected (h, w) uint8 or uint16, not {image.dtype} {image.shape}")
+    check_image(image)
     bits = 8 * image.dtype.itemsize
     ds.Rows, ds.Columns = image.shape
     ds.SamplesPerPixel, ds.PixelRepresentation = 1, 0
@@ -191,7 +199,8 @@ def set_derivation(
     ds.SourceImageSequence = [purpose_item(
         "121322", "Source image for image processing operation", ReferencedSOPClassUID=ds.SOPClassUID,
         ReferencedSOPInstanceUID=ds.SOPInstanceUID, SpatialLocationsPreserved="NO", **chosen)]
-    kind = list(ds.get("ImageType") or ())
+    kind = ds.get("ImageType") or ()
+    kind = [kind] if isinstance(kind, str) else list(kind)
     ds.ImageType = ["DERIVED", *(kind[1:] or ["PRIMARY"])]
     ds.DerivationDescription = text[:1024]
     ds.DerivationCodeSequence = [code_item("113085", "Spatial resampling")]
@@ -223,6 +232,29 @@ def derive(
         "109103", "Modifying Equipment", Manufacturer="cxr_stn", SoftwareVersions=__version__,
         ContributionDescription="alignment to a canonical chest")]
 
+# %% ../../nbs/18_data.dicom_out.ipynb #071afbe4
+def derived_dicom(
+    source: str | os.PathLike, # a DICOM file
+    *derivation: Any, # what `derive` takes after the header
+) -> tuple[bytes, str]: # the file; SOP Instance UID
+    "The bytes of a derived object; ImageError if the source cannot be read or refers to nothing."
+    import pydicom
+    out = io.BytesIO()
+    try:
+        with without_quotations():
+            ds = pydicom.dcmread(source, force=True, stop_before_pixels=True)
+            if not ds.get("SOPInstanceUID") or not ds.get("SOPClassUID"):
+                raise ImageError(source, "it has no SOPInstanceUID or SOPClassUID to refer to")
+            derive(ds, *derivation)
+            ds.file_meta, ds.preamble = pydicom.dataset.FileMetaDataset(), bytes(128)
+            ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            pydicom.dcmwrite(out, ds, enforce_file_format=True, implicit_vr=False, little_endian=True)
+            return out.getvalue(), str(ds.SOPInstanceUID)
+    except (ImageError, MemoryError): raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"its header is damaged ({type(error).__name__})"
+        raise ImageError(source, reason) from None
+
 # %% ../../nbs/18_data.dicom_out.ipynb #4d4a7539
 def write_dicom(
     path: str | os.PathLike, # where to
@@ -234,20 +266,14 @@ def write_dicom(
 ) -> str: # SOP Instance UID of the new object
     """Write an aligned image as a derived DICOM object, atomically; the same arguments give the same bytes.
 
-    Raises: ImageError for a source that is no DICOM image; ValueError for an image of another type or shape;
-    OSError, with the file's name, if it cannot be written.
+    Raises: ImageError for a source that is no DICOM image or is damaged; ValueError for an image of another
+    type or shape; OSError, with the file's name, if it cannot be written.
     """
-    try: import pydicom
+    try: import pydicom # noqa: F401
     except ImportError: raise ImageError(path, f"writing DICOM needs pydicom: {INSTALL}") from None
     if not is_dicom(source): raise ImageError(source, "this is no DICOM file; written DICOM needs one")
-    out = io.BytesIO()
-    with without_quotations():
-        ds = pydicom.dcmread(source, force=True, stop_before_pixels=True)
-        if not ds.get("SOPInstanceUID") or not ds.get("SOPClassUID"):
-            raise ImageError(source, "it has no SOPInstanceUID or SOPClassUID to refer to")
-        derive(ds, np.asarray(image), np.asarray(frame_to_image, np.float64), frame, settings)
-        ds.file_meta, ds.preamble = pydicom.dataset.FileMetaDataset(), bytes(128)
-        ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        pydicom.dcmwrite(out, ds, enforce_file_format=True, implicit_vr=False, little_endian=True)
-    atomic_write(Path(path), out.getvalue())
-    return str(ds.SOPInstanceUID)
+    image = np.asarray(image)
+    check_image(image)
+    data, uid = derived_dicom(source, image, np.asarray(frame_to_image, np.float64), frame, settings)
+    atomic_write(Path(path), data)
+    return uid

@@ -6,9 +6,9 @@
 __all__ = ['WINDOWS', 'COLOURS', 'GROUPS', 'GROUP_TAGS', 'SPACING_TAGS', 'LATERAL_TERMS', 'VIEW_TERMS', 'VIEW_CODES',
            'DIRECTIONS', 'numbers', 'integer', 'mask_bits', 'lookup', 'stored_values', 'modality_values',
            'apply_window', 'valid_window', 'voi_values', 'is_inverse', 'smallest_type', 'grey_tables', 'is_padding',
-           'grey_values', 'flatten_groups', 'valid_spacing', 'read_spacing', 'read_view', 'read_orientation',
-           'lateral_reason', 'warn_of_values', 'warn_of_view', 'to_radiograph', 'expected_orientation',
-           'header_conflicts']
+           'grey_values', 'window_hides', 'flatten_groups', 'valid_spacing', 'read_spacing', 'read_view',
+           'read_orientation', 'lateral_reason', 'warn_of_values', 'warn_of_view', 'to_radiograph',
+           'expected_orientation', 'header_conflicts']
 
 # %% ../../nbs/16_data.dicom_values.ipynb #77fa3ebb
 import re
@@ -122,13 +122,14 @@ COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COL
 def voi_values(
     values: np.ndarray, # (M,) after the modality LUT
     header: Any, # pydicom Dataset
+    windowed: bool = True, # by a window of the header, if it has one
 ) -> np.ndarray: # (M,) float64 in [0, 1]
     "What is shown of each value, before the polarity: VOI LUT, else window, else the whole range."
     if header.get("VOILUTSequence"):
         little = header.file_meta.TransferSyntaxUID.is_little_endian
         table, top = lookup(values, header.VOILUTSequence[0], little)
         return table / top
-    if window := valid_window(header): return apply_window(values, *window)
+    if windowed and (window := valid_window(header)): return apply_window(values, *window)
     return (values - values.min()) / max(np.ptp(values), 1)
 
 
@@ -152,10 +153,11 @@ def smallest_type(
 
 def grey_tables(
     header: Any, # of a MONOCHROME1 or MONOCHROME2 image
+    windowed: bool = True, # by a window of the header, if it has one
 ) -> tuple[np.ndarray, np.ndarray]: # (2**BitsStored,) shown, uint8 or uint16; (2**BitsStored,) measured
     "For every stored value, in ascending order, what is shown and what was measured; dense tissue is bright."
     values = modality_values(header)
-    shown = voi_values(values, header)
+    shown = voi_values(values, header, windowed)
     if is_inverse(header): values, shown = values.max() + values.min() - values, 1 - shown
     kind = np.uint8 if integer(header, "BitsStored", 16) <= 8 else np.uint16
     return np.rint(np.round(shown * np.iinfo(kind).max, 6)).astype(kind), smallest_type(values)
@@ -176,14 +178,29 @@ def is_padding(
 def grey_values(
     stored: np.ndarray, # (H, W) integers
     header: Any, # of a MONOCHROME1 or MONOCHROME2 image
+    windowed: bool = True, # by a window of the header, if it has one
 ) -> tuple[np.ndarray, np.ndarray]: # (H, W) shown, uint8 or uint16; (H, W) measured
     "An image as it is shown, and as it was measured; what belongs to no image is black."
-    shown, values = grey_tables(header)
+    shown, values = grey_tables(header, windowed)
     index = stored.astype(np.int32) + len(shown) // 2 if integer(header, "PixelRepresentation", 0) else stored
     shown, values = np.take(shown, index, mode="clip"), np.take(values, index, mode="clip")
     if (padding := is_padding(stored, header)).any():
         shown[padding], values[padding] = 0, values[~padding].min(initial=values.max())
     return shown, values
+
+# %% ../../nbs/16_data.dicom_values.ipynb #2950ea24
+def window_hides(
+    stored: np.ndarray, # (H, W) integers
+    header: Any, # of a MONOCHROME1 or MONOCHROME2 image
+) -> bool:
+    "Whether the window of a header shows all pixels alike, although they differ."
+    if header.get("VOILUTSequence") or not valid_window(header): return False
+    padding = is_padding(stored, header)
+    inside = stored[~padding] if padding.any() else stored
+    if not inside.size or inside.min() == inside.max(): return False
+    ends = np.array([[inside.min(), inside.max()]])
+    shown, values = grey_values(ends, header)
+    return bool(np.ptp(shown) == 0 < np.ptp(values))
 
 # %% ../../nbs/16_data.dicom_values.ipynb #d13a0015
 GROUPS = {"PixelMeasuresSequence": ("PixelSpacing",),
@@ -308,12 +325,15 @@ def to_radiograph(
 ) -> Radiograph:
     "Stored values and header as an image whose grey values are right."
     import pydicom
-    kind = header.get("PhotometricInterpretation", "")
+    kind, hidden = header.get("PhotometricInterpretation", ""), False
     if kind == "PALETTE COLOR": stored = pydicom.pixels.apply_color_lut(stored, header)
     if stored.ndim == 3: pixels = values = to_grey(stored[..., :3])
-    else: pixels, values = grey_values(stored, header)
+    else:
+        hidden = window_hides(stored, header)
+        pixels, values = grey_values(stored, header, not hidden)
     view, orientation = read_view(header), read_orientation(header)
     dropped = [f"{keyword} could not be read" for keyword in damaged]
+    if hidden: dropped.append("the window shows nothing and was not applied")
     return Radiograph(pixels, values, read_spacing(header), view, bool(lateral_reason(view, orientation)),
                       orientation, kind, header.file_meta.TransferSyntaxUID.name,
                       (*warn_of_values(header), *warn_of_view(header), *dropped))

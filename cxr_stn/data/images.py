@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PNG_SIGNATURE', 'ENDINGS', 'ImageError', 'not_an_image', 'check_png', 'over_black', 'to_grey', 'check_pixels',
-           'decode_png', 'decode_other', 'read_image', 'Radiograph', 'write_png', 'grey_percentiles', 'to_unit',
-           'has_image_ending', 'list_images']
+           'decode_png', 'decode_other', 'decode_file', 'read_image', 'Radiograph', 'file_warnings', 'file_radiograph',
+           'write_png', 'grey_percentiles', 'to_unit', 'has_image_ending', 'is_regular', 'list_images']
 
 # %% ../../nbs/10_data.images.ipynb #580041f7
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -136,21 +137,32 @@ def decode_other(
         return to_grey(np.asarray(image.convert("RGBA" if transparent else "RGB")))
 
 # %% ../../nbs/10_data.images.ipynb #13450d6c
-def read_image(
-    path: str | os.PathLike,       # an image file
-    max_pixels: int = 100_000_000, # refuse larger images before decoding them
-) -> np.ndarray: # (H, W) uint8, or uint16 if the file has 16 bits
-    "Read an image file as one grey channel; ImageError with path and reason if that is not possible."
+def decode_file(
+    path: str | os.PathLike, # an image file
+    max_pixels: int,         # refuse larger images before decoding them
+) -> tuple[np.ndarray, bytes]: # (H, W) uint8, or uint16 if the file has 16 bits; the whole file
+    "An image file as one grey channel, and its bytes; ImageError with path and reason."
     try:
         data = Path(path).read_bytes()
         if reason := not_an_image(data): raise ValueError(reason)
         decode = decode_png if data.startswith(PNG_SIGNATURE) else decode_other
-        return decode(data, max_pixels)
+        return decode(data, max_pixels), data
     except UnidentifiedImageError:
         raise ImageError(path, "no known image format; convert it to PNG or JPEG") from None
     except OSError as error: raise ImageError(path, error.strerror or str(error)) from error
     except (ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         raise ImageError(path, str(error)) from error
+    except (RuntimeError, AttributeError, LookupError, TypeError, ArithmeticError, EOFError,
+            struct.error) as error:
+        raise ImageError(path, f"the file is damaged ({type(error).__name__})") from error
+
+# %% ../../nbs/10_data.images.ipynb #6135df48
+def read_image(
+    path: str | os.PathLike,       # an image file
+    max_pixels: int = 100_000_000, # refuse larger images before decoding them
+) -> np.ndarray: # (H, W) uint8, or uint16 if the file has 16 bits
+    "Read an image file as one grey channel; ImageError with path and reason if that is not possible."
+    return decode_file(path, max_pixels)[0]
 
 # %% ../../nbs/10_data.images.ipynb #5e1f0a11
 class Radiograph(NamedTuple):
@@ -167,6 +179,31 @@ class Radiograph(NamedTuple):
     photometric: str = "" # MONOCHROME1, MONOCHROME2, RGB, ...
     transfer_syntax: str = "" # how the pixels were encoded
     warnings: tuple[str, ...] = () # a sentence each
+
+# %% ../../nbs/10_data.images.ipynb #1ae2cbc5
+def file_warnings(
+    data: bytes, # the whole file, one that can be decoded
+) -> tuple[str, ...]: # a sentence each
+    "What a file says that was not heeded: how its image is to be rotated, and that there are more."
+    if data.startswith(PNG_SIGNATURE) and not (b"eXIf" in data or b"acTL" in data): return ()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pages, orientation = getattr(image, "n_frames", 1), image.getexif().get(0x0112, 1)
+            applied = image.format == "TIFF"
+    except Exception: return ()
+    end = "applied; the matrix refers to the pixels after that" if applied else (
+        "not applied; the matrix refers to the stored pixels")
+    rotated = [f"EXIF orientation {orientation} was {end}"] if orientation in range(2, 9) else []
+    return (*rotated, *([f"only the first of {pages} pages was read"] if pages > 1 else []))
+
+# %% ../../nbs/10_data.images.ipynb #f47b4651
+def file_radiograph(
+    path: str | os.PathLike,       # an image file
+    max_pixels: int = 100_000_000, # refuse larger images before decoding them
+) -> Radiograph:
+    "Read an image file, with warnings; ImageError with path and reason if that is not possible."
+    image, data = decode_file(path, max_pixels)
+    return Radiograph(image, image, warnings=file_warnings(data))
 
 # %% ../../nbs/10_data.images.ipynb #ab512b88
 def write_png(
@@ -228,17 +265,27 @@ def has_image_ending(
     return path.lower().endswith(ENDINGS)
 
 
+def is_regular(
+    path: str, # a file
+) -> bool:
+    "Whether a file can be read to its end: no pipe, no device. A broken link can, so that it is listed."
+    try: return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError: return True
+
+# %% ../../nbs/10_data.images.ipynb #f6bfdad7
 def list_images(
     folder: str | os.PathLike, # searched with all its subfolders, links followed
     accept: Callable[[str], bool] = has_image_ending, # path of a file -> whether it is wanted
 ) -> list[Path]: # sorted by name
-    "All image files below a folder, hidden ones left out; NotADirectoryError if there is no such folder."
+    "All image files below a folder, hidden ones left out; OSError for a folder that cannot be read."
     if not Path(folder).is_dir(): raise NotADirectoryError(f"no folder {folder}")
     paths, seen = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    def stop(error): raise error
+    for root, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(root)
         wanted = [] if real in seen else [name for name in folders if not name.startswith((".", "__MACOSX"))]
         files = [] if real in seen else [name for name in files if not name.startswith(".")]
+        files = [name for name in files if is_regular(os.path.join(root, name))]
         paths += [Path(root, name) for name in files if accept(os.path.join(root, name))]
         folders[:] = wanted
         seen.add(real)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REGISTERING', 'ORIENTATIONS', 'EvaluateParams', 'evaluation_dataset', 'Method', 'aligner_method', 'make_method',
-           'make_methods', 'baseline_template', 'read_all', 'mask_table', 'lung_map_table', 'pose_table', 'warp_table',
-           'box_table', 'misorient', 'orientation_table', 'synthetic_hand', 'synthetic_side_view', 'other_images',
-           'confidence_table']
+           'make_methods', 'baseline_template', 'mask_fault', 'read_all', 'mask_table', 'lung_map_table', 'pose_table',
+           'warp_table', 'box_table', 'misorient', 'orientation_table', 'synthetic_hand', 'synthetic_side_view',
+           'other_images', 'confidence_table']
 
 # %% ../../nbs/42_evaluation.tables.ipynb #c7fbd358
 from collections.abc import Callable
@@ -26,8 +26,8 @@ from ..data.datasets import evenly_spaced, ImageDataset, load_masked
 from ..sources import load_dataset
 from ..inference import Aligned, Aligner, invert_intensity
 from .metrics import (alignment_scores, box_alignment, cardiomegaly_dispersion,
-                                        corner_error, lung_boxes, pose_errors, synthetic_warp_error,
-                                        synthetic_warps)
+                                        corner_error, lung_boxes, pose_errors, split_lungs,
+                                        synthetic_warp_error, synthetic_warps)
 from .baselines import AlignmentFailed, make_baseline, mask_alignment, mean_chest
 
 # %% ../../nbs/42_evaluation.tables.ipynb #03892825
@@ -152,16 +152,29 @@ def baseline_template(
     return mean_chest([dataset.read(i) for i in evenly_spaced(len(dataset), n_images)], shape)
 
 # %% ../../nbs/42_evaluation.tables.ipynb #15b1fd02
+def mask_fault(
+    dataset: ImageDataset,
+    i: int, # row
+) -> str: # "" if there is none, or no file of a mask
+    "Why an image cannot be judged by its lung mask."
+    if "mask" not in dataset.table: return ""
+    try: split_lungs(dataset.mask(i))
+    except ImageError as error: return f"its mask: {error.reason}"
+    except ValueError as error: return str(error)
+    return ""
+
+
 def read_all(
     dataset: ImageDataset,
 ) -> tuple[list, ImageDataset, pd.DataFrame]: # images, the images they belong to, failures (image, reason)
-    "All images that can be read and show something, and what became of the others."
+    "All images that can be read and judged, and what became of the others."
     images, kept, failures = [], [], []
     for i in range(len(dataset)):
         name = dataset.table["image"].iat[i]
         try: image = dataset.read(i)
         except ImageError as error: failures.append((name, error.reason)); continue
-        if image.min() == image.max(): failures.append((name, "all pixels have one grey value"))
+        flat = "all pixels have one grey value" if image.min() == image.max() else ""
+        if reason := flat or mask_fault(dataset, i): failures.append((name, reason))
         else: images.append(image); kept.append(i)
     return images, dataset.select(np.array(kept, int)), pd.DataFrame(failures, columns=["image", "reason"])
 

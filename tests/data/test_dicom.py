@@ -20,6 +20,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
+from cxr_stn.data import dicom_out
 from cxr_stn.data.cache import build_cache
 from cxr_stn.data.datasets import load_folder
 from cxr_stn.data.dicom import is_dicom, list_radiographs, read_dicom, read_radiograph
@@ -213,6 +214,25 @@ def test_warnings_of_the_header(file, stored, entries, warning):
     image = read_dicom(write(file, stored, BitsStored=12, **entries))
     assert len(image.warnings) == 1 and warning in image.warnings[0] and image.pixels.std() > 0
     assert (image.values == stored).all()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("centre", [-500, 99999])
+@pytest.mark.parametrize("padding", [{}, dict(PixelPaddingValue=0)])
+def test_a_window_beside_all_values_is_not_applied(tmp_path, stored, photometric, centre, padding):
+    stored[:5] = 0
+    more = dict(BitsStored=12, PhotometricInterpretation=photometric, **padding)
+    image = read_dicom(write(tmp_path / "a", stored, WindowCenter=centre, WindowWidth=2, **more))
+    whole = read_dicom(write(tmp_path / "b", stored, **more))
+    assert (image.pixels == whole.pixels).all() and image.pixels[5:].std() > 0 and whole.warnings == ()
+    assert image.warnings == ("the window shows nothing and was not applied",)
+
+
+def test_what_shows_nothing_by_itself_is_no_fault_of_the_window(file, stored):
+    flat = np.full_like(stored, 7)
+    assert read_dicom(write(file, flat, BitsStored=12, WindowCenter=99999, WindowWidth=2)).warnings == ()
+    assert read_dicom(write(file, stored, BitsStored=12, PixelPaddingValue=0, PixelPaddingRangeLimit=4095,
+                            WindowCenter=99999, WindowWidth=2)).warnings == ()
 
 
 @pytest.mark.parametrize("keyword, number", [("RescaleSlope", b"0.1259"), ("WindowWidth", b"900.71"),
@@ -810,3 +830,23 @@ def test_writing_is_atomic_and_refuses_what_is_no_image(tmp_path, stored, monkey
     with pytest.raises(OSError, match="cannot write .*b: No space"):
         write_dicom(tmp_path / "b", source, stored, np.eye(3))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_damaged_source_is_an_error_that_names_it(tmp_path, stored, monkeypatch):
+    source = write(tmp_path / "two.dcm", stored, SOPInstanceUID=["1.2.3", "4.5"])
+    with pytest.raises(ImageError, match=r"two.dcm: its header is damaged \(TypeError\)$"):
+        write_dicom(tmp_path / "b", source, stored, np.eye(3))
+    source = write(tmp_path / "a.dcm", stored)
+    for error in (NotImplementedError("Doe"), OSError("Doe"), ValueError("Doe"), KeyError("Doe")):
+        def fail(_): raise error
+        monkeypatch.setattr(dicom_out, "remove_outdated", fail)
+        with pytest.raises(ImageError, match="a.dcm: its header is damaged") as caught:
+            write_dicom(tmp_path / "b", source, stored, np.eye(3))
+        assert "Doe" not in str(caught.value)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_image_type_of_one_value_stays_whole(tmp_path, stored):
+    for kind in ("ORIGINAL", "DERIVED"):
+        write_dicom(tmp_path / "b", write(tmp_path / "a", stored, ImageType=kind), stored, np.eye(3))
+        assert list(pydicom.dcmread(tmp_path / "b").ImageType) == ["DERIVED", "PRIMARY"]

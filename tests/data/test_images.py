@@ -6,11 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import DATA
+from helpers import DATA, python
 from PIL import Image
 
 from cxr_stn.resampling import letterbox, letterbox_box, letterbox_matrix
-from cxr_stn.data.images import ImageError, list_images, read_image, to_unit, write_png
+from cxr_stn.data.dicom import list_radiographs
+from cxr_stn.data.images import file_radiograph, ImageError, list_images, read_image, to_unit, write_png
 
 real = pytest.mark.data("nih14-sample")
 
@@ -49,6 +50,22 @@ def test_limit_of_pillow_itself_is_an_image_error(tmp_path, monkeypatch, pixels)
 def test_missing_file_and_folder_are_image_errors(tmp_path):
     with pytest.raises(ImageError, match="missing.png"): read_image(tmp_path / "missing.png")
     with pytest.raises(ImageError, match="directory"): read_image(tmp_path)
+
+
+def test_decoders_that_stumble_over_damage_are_image_errors(tmp_path, monkeypatch, pixels):
+    Image.fromarray(pixels).save(tmp_path / "image.bmp")
+    for error in (NotImplementedError, AttributeError, IndexError, TypeError, ZeroDivisionError, EOFError):
+        def fail(*_): raise error("of the decoder")
+        monkeypatch.setattr(Image, "open", fail)
+        with pytest.raises(ImageError, match=rf"image.bmp: the file is damaged \({error.__name__}\)"):
+            read_image(tmp_path / "image.bmp")
+
+
+def test_a_tag_that_cannot_be_read_is_no_reason_to_refuse_an_image(tmp_path, monkeypatch, pixels):
+    Image.fromarray(pixels).save(tmp_path / "image.bmp")
+    def fail(*_): raise ValueError("damaged")
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert (file_radiograph(tmp_path / "image.bmp").pixels == pixels).all()
 
 
 MODES = [(ending, mode) for ending in ("png", "tif") for mode in ("L", "RGB", "RGBA", "LA", "P")]
@@ -151,6 +168,25 @@ def test_list_images_follows_links(tmp_path, pixels):
     write_png(tmp_path / "elsewhere" / "image.png", pixels)
     (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
     assert list_images(tmp_path / "images") == [tmp_path / "images" / "link" / "image.png"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    output, errors = python(f"""
+        import os
+        from cxr_stn.data.images import list_images
+        os.chdir({str(tmp_path)!r})
+        os.mkdir("ward"); os.chmod("ward", 0); os.chmod(".", 0o755)
+        if os.geteuid() == 0: os.seteuid(65534)  # permissions do not bind the superuser
+        try: list_images(".")
+        except PermissionError as e: print(e)
+        """).communicate()
+    assert "Permission denied" in output and "ward" in output, errors
+
+
+def test_a_pipe_is_left_out_and_not_waited_for(tmp_path, pixels):
+    write_png(tmp_path / "image.png", pixels)
+    for name in ("pipe.png", "pipe"): os.mkfifo(tmp_path / name)
+    assert [path.name for path in list_radiographs(tmp_path)] == ["image.png"]
 
 
 @real

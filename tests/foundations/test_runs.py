@@ -71,6 +71,12 @@ def test_read_only_folder(tmp_path):
     assert "cannot write x: Permission denied" in out, err
     assert litter(tmp_path) == []
 
+def test_names_as_long_as_a_file_system_allows(tmp_path):
+    for name in ("肺" * 85, "é" * 127 + "x", "x" * 255, os.fsdecode(b"\xff" * 255)):
+        assert len(os.fsencode(name)) == 255
+        atomic_write(tmp_path/name, "whole")
+        assert (tmp_path/name).read_text() == "whole" and litter(tmp_path) == []
+
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path/"f").write_text("x")
     with pytest.raises(OSError, match="cannot write"): atomic_write(tmp_path/"f"/"x", "x")
