@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..runs import atomic_write, Run, writing
+from ..runs import atomic_write, name_end, Run, writing
 from ..geometry import MATRIX_ENTRIES
 from ..data.images import Radiograph, write_png
 from ..data.dicom_out import write_dicom
@@ -297,7 +297,7 @@ def sweep(
 ) -> None:
     "Remove half-written files."
     paths = [job.out_dir / name for i in rows for name in job.outputs(i)]
-    own = {(path.parent, path.name[-100:]) for path in paths}
+    own = {(path.parent, name_end(path.name)) for path in paths}
     for top in {path.relative_to(job.out_dir).parts[0] for path in paths}:
         for part in (job.out_dir / top).rglob(".part-*"):
             if alone or (part.parent, part.name.split("-", 2)[-1]) in own: part.unlink(missing_ok=True)
