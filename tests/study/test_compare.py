@@ -162,7 +162,7 @@ WRONG = {
     "no probabilities": (lambda p: p | {"a": p["a"].rename(columns=lambda c: c.replace("prob_", "p."))}, {},
                          "a.csv: no predictions|no column prob"),
     "two columns": (lambda p: p | {"labels": p["labels"].rename(columns={"Edema": "patient"})},
-                    dict(findings="Mass"), "two columns 'patient'"),
+                    dict(findings="Mass"), "labels.csv: column 'patient' is duplicated"),
 }
 
 
