@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike
 
 from .geometry import affine_to_matrix
 from .resampling import letterbox, letterbox_matrix, resample
-from .aligned import Aligned, Pose
+from .aligned import Aligned, MAX_SIDE, Pose
 from .config import CheckpointError, input_path
 from .data.images import to_unit
 
@@ -103,7 +103,8 @@ def check_image(
     if pixels.ndim not in (2, 3) or 0 in pixels.shape or pixels.shape[2:] > (4,):
         raise ValueError("an image has the shape (H, W), (1, H, W) or (H, W, 1 to 4 channels), "
                          f"not {pixels.shape}")
-    if max(pixels.shape) > 32766: raise ValueError(f"an image of {pixels.shape}: sides up to 32,766 only")
+    if max(pixels.shape) > MAX_SIDE:
+        raise ValueError(f"an image of {pixels.shape}: sides up to {MAX_SIDE:,} only")
     return pixels
 
 # %% ../nbs/37_inference.ipynb #c63aee7f

@@ -121,6 +121,10 @@ class NetworkOutput(NamedTuple):
     inverted: Tensor # (B,) logits
     lungs: Tensor # (B, 1, S / 4, S / 4) logits of the lung map
 
+    def float(self) -> "NetworkOutput":
+        "The same with 32 bits, whatever the layers have computed with."
+        return NetworkOutput(*(part.float() for part in self))
+
 # %% ../../nbs/30_aligner.networks.ipynb #be6d91c7
 class AlignerNetwork(nn.Module):
     "From square images to the pose of the output frame on them, and what else there is to say of them."

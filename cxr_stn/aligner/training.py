@@ -238,7 +238,6 @@ def all_losses(
 ) -> dict[str, tuple]: # name: (sum, count)
     "The terms of images, phantoms and negatives."
     n, m = len(augmented[0].images), len(every.images)
-    answer = NetworkOutput(*(part.float() for part in answer))
     def output(rows): return NetworkOutput(*(part[rows] for part in answer))
     outputs = output(slice(n)), output(slice(n, m))
     terms = self.orientation_losses(every, output(slice(m)))
@@ -263,7 +262,7 @@ def training_step(
         augmented = [self.augment_batch(images)] + ([self.augment_batch(phantoms, 1)] if phantoms else [])
         every = Augmented(*(torch.cat(parts) for parts in zip(*augmented)))
     shown = torch.cat([every.images, negatives["image"]]) if negatives else every.images
-    answer = self.network(shown)
+    answer = self.network(shown).float()
     with full_precision(self.device):
         losses = shared_means(self.all_losses((images, phantoms), augmented, every, answer))
         return dict(loss=self.total_loss(losses)) | {name: value.detach() for name, value in losses.items()}
@@ -277,9 +276,8 @@ def validation_step(
 ) -> None:
     "Collect sums and counts of the terms of validation images."
     with full_precision(self.device): augmented = self.augment_batch(batch)
-    output = self.average.module(augmented.images)
+    output = self.average.module(augmented.images).float()
     with full_precision(self.device):
-        output = NetworkOutput(*(part.float() for part in output))
         terms = self.orientation_losses(augmented, output) | self.image_losses(batch, augmented, output)
         terms["orientation_error"] = weighted_sum((output.rot90.argmax(1) != augmented.rot90).float())
     self._seen.append({f"valid_{name}": torch.stack(pair) for name, pair in terms.items()})
