@@ -65,7 +65,7 @@ class Pyramid(nn.Module):
         self.backbone = load_network(backbone, weights)
         if stage_depth: limit_depth(self.backbone, stage_depth)
         self.grey, self.levels = GreyInput(self.backbone), pyramid_levels(self.backbone)
-        self.backbone.prune_intermediate_layers(self.levels, prune_head=True)
+        self.backbone.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
         channels = [self.backbone.feature_info[level]["num_chs"] for level in self.levels]
         self.side = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.merge = nn.ModuleList(merge_layers(width) for _ in channels[:-1])

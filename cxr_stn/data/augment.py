@@ -10,11 +10,13 @@ __all__ = ['N_UNIFORMS', 'UNIFORMS', 'AugmentConfig', 'intensity_transforms', 'a
 
 # %% ../../nbs/15_data.augment.ipynb #42fb7b4a
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks PyPI in every process
 import albumentations as A
 import cv2
 import numpy as np
