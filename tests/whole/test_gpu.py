@@ -50,11 +50,11 @@ def test_all_steps_agree_with_themselves(trainings):
     every = trainings | dict(end_to_end=gpu.with_transformer(trainings["classifier"]))
     for name, training in every.items():
         value, exactly = gpu.step_agrees(training, CPU, gpu.EVERY_LOSS.get(name, {}))
-        assert value == "0 of the gradient's norm" and "at most 0.01" in exactly
+        assert value == "0 of the gradient's norm" and "at most 0.1" in exactly
 
 
 @pytest.mark.parametrize("loss, gradient", [
-    (LOSS * 1.001, GRADIENT), (LOSS, GRADIENT * 1.02), (LOSS, -GRADIENT), (LOSS, GRADIENT.flip(0)),
+    (LOSS * 1.001, GRADIENT), (LOSS, GRADIENT * 1.2), (LOSS, -GRADIENT), (LOSS, GRADIENT.flip(0)),
     (LOSS * torch.nan, GRADIENT), (LOSS, GRADIENT * torch.nan)])
 def test_a_planted_difference_of_a_step_is_found(monkeypatch, loss, gradient):
     steps = iter([(dict(loss=LOSS), GRADIENT), (dict(loss=loss), gradient)])
@@ -130,7 +130,7 @@ def test_an_error_of_one_work_loses_no_other_and_is_told_once(capsys):
 
 
 @pytest.mark.parametrize("result, code", [
-    ("agrees: at most 0.01", 0), ("not run: one device", 0), ("", 0), ("differs: by 1", 1), ("fails: E", 1)])
+    ("agrees: at most 0.1", 0), ("not run: one device", 0), ("", 0), ("differs: by 1", 1), ("fails: E", 1)])
 def test_the_table_and_the_exit_status(results, monkeypatch, result, code):
     rows = [gpu.Row("a step", "1", "", "agrees: exactly"), gpu.Row("two GPUs", result=result)]
     monkeypatch.setattr(gpu, "all_rows", lambda *given: rows)
