@@ -26,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 
 from benchmarks.timing import command_line, data_folder, write_report, scratch
+from cxr_stn.sources import load_cache
 from cxr_stn.trainer import bare_trainer, EpochLog, quiet
 from cxr_stn.aligner.data import AlignerData, TrainParams
 from cxr_stn.aligner.training import AlignerTraining
@@ -148,7 +149,9 @@ def prepare(images, given, folder, **more):
     shared = images | dict(batch_size=given.batch_size, epochs=1, cache_dir=str(folder / "cache")) | more
     params = TrainParams(**shared, input_size=size, frame_height=size, frame_width=size, n_phantoms=120)
     classify = ClassifyParams(**shared, input_size=size, cache_size=size, arm="standard")
-    data, cache = AlignerData(params), build_arm_cache(classify)
+    alone = dict(num_workers=0)  # a process would import this script first, one after another
+    load_cache(params.model_copy(update=alone), size)
+    data, cache = AlignerData(params), build_arm_cache(classify.model_copy(update=alone))
     labelled = ClassifierData(classify, cache, torch.eye(2, 3).expand(len(cache), 2, 3).contiguous())
     prevalence = labelled.labels("train").mean(0).tolist()
     return dict(aligner=(params, data, partial(maker, AlignerTraining, params)),

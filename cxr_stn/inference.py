@@ -23,6 +23,7 @@ import cxr_stn
 import cv2
 import numpy as np
 import onnxruntime
+from fastcore.basics import patch
 from numpy.typing import ArrayLike
 
 from .geometry import affine_to_matrix
@@ -85,7 +86,7 @@ def choose_provider(
         raise ValueError(f"device {device!r} cannot be used here: ONNX Runtime has no CUDA; choose auto or "
                          "cpu, or install onnxruntime-gpu in place of onnxruntime")
     if hasattr(onnxruntime, "preload_dlls"): onnxruntime.preload_dlls()  # those of pip's packages
-    return "CUDAExecutionProvider", {"device_id": int(number or 0)}
+    return "CUDAExecutionProvider", {"device_id": int(number or 0), "cudnn_conv_algo_search": "HEURISTIC"}
 
 # %% ../nbs/37_inference.ipynb #8a1fbfec
 PIXEL_TYPES = ("uint8", "uint16", "int16", "float32", "float64")
@@ -189,7 +190,7 @@ class LoadedGraph:
         name: str = "", # of the file, for messages
     ):
         self.session, known = open_session(model, device, name)
-        self.on_cpu = self.session.get_providers()[0] == "CPUExecutionProvider"
+        self.rows, self.on_cpu = 0, self.session.get_providers()[0] == "CPUExecutionProvider"
         self.checksum, self.metadata = hashlib.sha256(model).hexdigest(), json.loads(known["metadata"])
         self.config, self.min_confidence = json.loads(known["config"]), float(known["min_confidence"])
         self.input_size = self.config["input_size"]
@@ -198,12 +199,18 @@ class LoadedGraph:
         self.lung_template = stored("lung_template")  # (h, w), the mean aligned lung map
         self.canonical = stored("canonical") if "canonical" in known else None  # (h, w), what it aligns to
 
-    def run(
-        self, inputs: np.ndarray, # (N, S, S), 0 to 255
-    ) -> list[tuple]: # N times `GRAPH_OUTPUTS`
-        "What the network says of images."
-        scaled = inputs[:, None] / np.float32(255)
-        return list(zip(*self.session.run(GRAPH_OUTPUTS, {"image": scaled})))
+# %% ../nbs/37_inference.ipynb #992d67b7
+@patch
+def run(
+    self: LoadedGraph,
+    inputs: np.ndarray, # (N, S, S), 0 to 255
+) -> list[tuple]: # N times `GRAPH_OUTPUTS`
+    "What the network says of images."
+    scaled, count = inputs[:, None] / np.float32(255), len(inputs)
+    if not self.on_cpu:
+        self.rows = max(self.rows, count)
+        scaled = np.resize(scaled, (self.rows, *scaled.shape[1:]))
+    return list(zip(*self.session.run(GRAPH_OUTPUTS, {"image": scaled})))[:count]
 
 # %% ../nbs/37_inference.ipynb #e8f9def0
 ROTATIONS = np.array([[[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]]], float)

@@ -86,6 +86,7 @@ def worker_pool(
     if not synthetic or workers == 0:
         return ThreadPoolExecutor(1 if synthetic else workers or os.cpu_count()), task
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__, type(dataset).__module__])
     return ProcessPoolExecutor(workers, context, _start_worker, (task,)), _run_task
 
 # %% ../../nbs/14_data.cache.ipynb #a3ba3dcf

@@ -50,11 +50,11 @@ def test_all_steps_agree_with_themselves(trainings):
     every = trainings | dict(end_to_end=gpu.with_transformer(trainings["classifier"]))
     for name, training in every.items():
         value, exactly = gpu.step_agrees(training, CPU, gpu.EVERY_LOSS.get(name, {}))
-        assert value == "0 of the gradient's norm" and "at most 0.1" in exactly
+        assert value == "0 of the gradient's norm" and "at most 1e-06" in exactly
 
 
 @pytest.mark.parametrize("loss, gradient", [
-    (LOSS * 1.001, GRADIENT), (LOSS, GRADIENT * 1.2), (LOSS, -GRADIENT), (LOSS, GRADIENT.flip(0)),
+    (LOSS * 1.000001, GRADIENT), (LOSS, GRADIENT * 1.00001), (LOSS, -GRADIENT), (LOSS, GRADIENT.flip(0)),
     (LOSS * torch.nan, GRADIENT), (LOSS, GRADIENT * torch.nan)])
 def test_a_planted_difference_of_a_step_is_found(monkeypatch, loss, gradient):
     steps = iter([(dict(loss=LOSS), GRADIENT), (dict(loss=loss), gradient)])
@@ -63,12 +63,10 @@ def test_a_planted_difference_of_a_step_is_found(monkeypatch, loss, gradient):
     assert row.result.startswith("differs: AssertionError: ")
 
 
-def test_tf32_is_off_in_the_step_and_back_after_it(monkeypatch):
-    before, seen = torch.backends.cudnn.allow_tf32, []
-    monkeypatch.setattr(gpu, "first_step", lambda *given: seen.append(torch.backends.cudnn.allow_tf32)
-                        or (dict(loss=LOSS), GRADIENT))
-    gpu.step_agrees(None, CPU, {})
-    assert seen == [False, False] and torch.backends.cudnn.allow_tf32 == before
+def test_a_step_is_computed_in_64_bits_and_nothing_after_it(trainings):
+    losses, gradient = gpu.first_step(trainings["classifier"], CPU, {})
+    assert losses["loss"].dtype == gradient.dtype == torch.float64
+    assert torch.zeros(1).dtype == torch.zeros(1, dtype=torch.int).float().dtype == torch.float32
 
 
 def test_an_image_of_another_cache_is_found(trainings, monkeypatch):
@@ -129,8 +127,18 @@ def test_an_error_of_one_work_loses_no_other_and_is_told_once(capsys):
     assert late.value == "8.0 images / s" and late.result == "", "there is nothing to hold it against"
 
 
+def test_an_interruption_loses_no_row(results, monkeypatch, capsys):
+    def rows(*given):
+        yield gpu.Row("a step", "1", result="agrees: exactly")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(gpu, "all_rows", rows)
+    with pytest.raises(KeyboardInterrupt): gpu.run(BRIEFLY, CPU, "a card", 1)
+    assert "agrees: exactly" in results.read_text()
+    assert capsys.readouterr().out.startswith("a step; 1; agrees: exactly\n")
+
+
 @pytest.mark.parametrize("result, code", [
-    ("agrees: at most 0.1", 0), ("not run: one device", 0), ("", 0), ("differs: by 1", 1), ("fails: E", 1)])
+    ("agrees: at most 1e-06", 0), ("not run: one device", 0), ("", 0), ("differs: by 1", 1), ("fails: E", 1)])
 def test_the_table_and_the_exit_status(results, monkeypatch, result, code):
     rows = [gpu.Row("a step", "1", "", "agrees: exactly"), gpu.Row("two GPUs", result=result)]
     monkeypatch.setattr(gpu, "all_rows", lambda *given: rows)
