@@ -109,7 +109,7 @@ def test_the_baselines_can_be_installed_together():
             for key in ("requirements", "baselines_requirements")]
     both = both[0] & both[1]
     assert "lungs-finder" in requirements("baselines_requirements")
-    assert both.contains("4.12.0") and both.contains("4.12.0.88")
+    assert both.contains("4.13.0") and both.contains("4.13.0.90")
     assert not both.contains("5.0.0.93")
     assert requirements()["opencv-python-headless"].specifier.contains("5.0.0.93")
 
