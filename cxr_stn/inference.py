@@ -23,7 +23,6 @@ import cxr_stn
 import cv2
 import numpy as np
 import onnxruntime
-from fastcore.basics import patch
 from numpy.typing import ArrayLike
 
 from .geometry import affine_to_matrix
@@ -186,8 +185,7 @@ class LoadedGraph:
     def __init__(
         self,
         model: bytes, # of an ONNX file, as `to_onnx` makes it
-        device: str = "cpu", # as in `choose_provider`
-        name: str = "", # of the file, for messages
+        device: str = "cpu", name: str = "", # as for `open_session`
     ):
         self.session, known = open_session(model, device, name)
         self.rows, self.on_cpu = 0, self.session.get_providers()[0] == "CPUExecutionProvider"
@@ -199,18 +197,13 @@ class LoadedGraph:
         self.lung_template = stored("lung_template")  # (h, w), the mean aligned lung map
         self.canonical = stored("canonical") if "canonical" in known else None  # (h, w), what it aligns to
 
-# %% ../nbs/37_inference.ipynb #992d67b7
-@patch
-def run(
-    self: LoadedGraph,
-    inputs: np.ndarray, # (N, S, S), 0 to 255
-) -> list[tuple]: # N times `GRAPH_OUTPUTS`
-    "What the network says of images."
-    scaled, count = inputs[:, None] / np.float32(255), len(inputs)
-    if not self.on_cpu:
-        self.rows = max(self.rows, count)
-        scaled = np.resize(scaled, (self.rows, *scaled.shape[1:]))
-    return list(zip(*self.session.run(GRAPH_OUTPUTS, {"image": scaled})))[:count]
+    def run(
+        self, inputs: np.ndarray, # (N, S, S), 0 to 255
+    ) -> list[tuple]: # N times `GRAPH_OUTPUTS`
+        "What the network says of images."
+        if not self.on_cpu: self.rows = max(self.rows, len(inputs))
+        scaled = np.resize(inputs, (max(self.rows, len(inputs)), 1, *inputs.shape[1:])) / np.float32(255)
+        return list(zip(*self.session.run(GRAPH_OUTPUTS, {"image": scaled})))[:len(inputs)]
 
 # %% ../nbs/37_inference.ipynb #e8f9def0
 ROTATIONS = np.array([[[1, 0], [0, 1]], [[0, 1], [-1, 0]], [[-1, 0], [0, -1]], [[0, -1], [1, 0]]], float)
