@@ -65,6 +65,7 @@ class Pyramid(nn.Module):
         self.backbone = load_network(backbone, weights)
         if stage_depth: limit_depth(self.backbone, stage_depth)
         self.grey, self.levels = GreyInput(self.backbone), pyramid_levels(self.backbone)
+        # prune_norm also takes the last layer away, which timm before 1.0.31 otherwise keeps
         self.backbone.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
         channels = [self.backbone.feature_info[level]["num_chs"] for level in self.levels]
         self.side = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
