@@ -160,12 +160,13 @@ def _settings(params: TrainParams) -> AugmentConfig | None:
 
 # %% ../../nbs/34_aligner.data.ipynb #d185e0b0
 def phantom_dataset(
-    params: TrainParams, # n_phantoms, input_size, lung_box and the augmentation
+    params: TrainParams, # the phantoms', input_size, lung_box and the augmentation
     grey_sources: np.ndarray | CachedRows | None = None, # (M, S, S) uint8 whose grey values some take
 ) -> AugmentedDataset:
     "Extra phantoms with their true poses; of another seed than any other image of the run."
     dataset = load_dataset("phantom", n_images=params.n_phantoms, seed=params.seed + 10_000,
-                           size=params.input_size, pose=1.0, rot90_p=0.0)
+                           size=params.input_size, pose=1.0, rot90_p=0.0,
+                           mediastinum=params.phantom_mediastinum)
     cache = build_cache(dataset, params.input_size, output_path(params.cache_dir), params.num_workers)
     truth = phantom_truth(dataset.phantom, cache.dataset.table["number"], params.lung_box)
     histogram_match_p = 0.0 if grey_sources is None else params.histogram_match_p

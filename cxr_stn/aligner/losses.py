@@ -178,6 +178,8 @@ class LossParams(Params):
         0.998, ge=0, lt=1,
         description="how slowly the averaged weights, which are exported, follow; 0: at once")
     n_phantoms: int = Field(600, ge=1, description="extra phantoms, if their weight is above 0")
+    phantom_mediastinum: float = Field(
+        0.14, ge=0.05, le=0.25, description="from the midline to their lungs, in half widths of both lungs")
     histogram_match_p: float = Field(
         0.5, ge=0, le=1, description="share of extra phantoms that take the grey values of an image")
     lung_box: list[float] = Field(

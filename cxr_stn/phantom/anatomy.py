@@ -92,6 +92,7 @@ def sample_anatomy(
     male: bool = True,        # no breasts, a slightly wider chest
     age: float = 50,          # years
     severity: dict[str, float] = {}, # strength of the findings that change the anatomy, 0 to about 1.6
+    mediastinum: float = 0.14, # mean of `Anatomy.midline`
 ) -> Anatomy:
     "A random chest: the generator says whose, the rest on what day."
     bed, flat, large = view == "AP", severity.get("Emphysema", 0), severity.get("Cardiomegaly", 0)
@@ -106,7 +107,7 @@ def sample_anatomy(
     return Anatomy(
         half_width=width, half_height=width * aspect, taper=bounded(rng.normal(1, 0.15), 0.7, 1.15),
         apex=tuple(apex.tolist()), floor=tuple(floor.tolist()), dome=tuple((floor - gap).tolist()),
-        midline=tuple(np.clip(rng.normal(0.14, 0.045, 2), 0.03, 0.28).tolist()),
+        midline=tuple(np.clip(rng.normal(mediastinum, 0.045, 2), 0.03, 0.28).tolist()),
         wall=1.6 + 0.9 * fat, depth=rng.normal(20, 1.5) + 2 * fat,
         shoulder=rng.normal(1.2, 1.5) + 0.8 * bed, heart=heart,
         arm=tuple(bounded(arm, 2, 120) for arm in arms.tolist()),

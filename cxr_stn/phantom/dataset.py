@@ -141,7 +141,7 @@ class PhantomError(ValueError):
 # %% ../../nbs/24_phantom.dataset.ipynb #0ea4152e
 LIMITS = {"n_images": (1, 1_000_000), "size": (64, 512), "seed": (0, 2**31 - 1), "pose": (0, 2),
           "images_per_patient": (1, 20), "valid": (0, 0.5), "test": (0, 0.5), "rot90_p": (0, 1),
-          "prevalence": (0, 50), "conspicuity": (0, 3)}
+          "prevalence": (0, 50), "conspicuity": (0, 3), "mediastinum": (0.05, 0.25)}
 WHOLE = ("n_images", "size", "seed")
 
 def check_parameters(
@@ -170,6 +170,7 @@ class Phantom:
     rot90_p: float = 0.04           # share of images rotated by 90, 180 or 270 degrees
     prevalence: float = 1.0         # multiplies how common findings are, each at most 60%
     conspicuity: float = 1.0        # how clearly findings show; 0 hides them
+    mediastinum: float = 0.14       # mean distance of a lung from the midline, in half widths of both lungs
 
     def __post_init__(self) -> None: check_parameters(vars(self))
     def __len__(self) -> int: return self.n_images
@@ -238,7 +239,8 @@ def plan(
     present = severities(phantom, row["patient"], labels, rng.standard_normal(14))
     patient_rng = np.random.default_rng([phantom.seed, PATIENTS, 2, row["patient"]])
     anatomy = sample_anatomy(patient_rng, row["view"], row["male"], row["age"],
-                             {name: strength for name, (_, strength) in present.items()})
+                             {name: strength for name, (_, strength) in present.items()},
+                             phantom.mediastinum)
     return dict(rng=rng, row=row, labels=labels, pose=pose, exposure=exposure, present=present,
                 anatomy=anatomy)
 
