@@ -92,7 +92,7 @@ def sample_anatomy(
     male: bool = True,        # no breasts, a slightly wider chest
     age: float = 50,          # years
     severity: dict[str, float] = {}, # strength of the findings that change the anatomy, 0 to about 1.6
-    mediastinum: float = 0.14, # mean of `Anatomy.midline`
+    mediastinum: float = 0.14, # mean distance of the lungs from the midline, as fraction of half_width
 ) -> Anatomy:
     "A random chest: the generator says whose, the rest on what day."
     bed, flat, large = view == "AP", severity.get("Emphysema", 0), severity.get("Cardiomegaly", 0)
