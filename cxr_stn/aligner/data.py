@@ -160,7 +160,7 @@ def _settings(params: TrainParams) -> AugmentConfig | None:
 
 # %% ../../nbs/34_aligner.data.ipynb #d185e0b0
 def phantom_dataset(
-    params: TrainParams, # the phantoms', input_size, lung_box and the augmentation
+    params: TrainParams, # n_phantoms, phantom_mediastinum, input_size, lung_box and the augmentation
     grey_sources: np.ndarray | CachedRows | None = None, # (M, S, S) uint8 whose grey values some take
 ) -> AugmentedDataset:
     "Extra phantoms with their true poses; of another seed than any other image of the run."

@@ -179,7 +179,8 @@ class LossParams(Params):
         description="how slowly the averaged weights, which are exported, follow; 0: at once")
     n_phantoms: int = Field(600, ge=1, description="extra phantoms, if their weight is above 0")
     phantom_mediastinum: float = Field(
-        0.14, ge=0.05, le=0.25, description="from the midline to their lungs, in half widths of both lungs")
+        0.14, ge=0.05, le=0.25, description="how far from the midline the lungs of extra phantoms begin, in "
+                                            "half widths of both lungs together")
     histogram_match_p: float = Field(
         0.5, ge=0, le=1, description="share of extra phantoms that take the grey values of an image")
     lung_box: list[float] = Field(
